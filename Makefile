@@ -1,0 +1,65 @@
+# `make say TEXT="Hello world."` and `make test` do all the set-up they need, in .venv.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+PY := $(VENV)/bin/python
+# The first interpreter that is new enough; override with `make PYTHON=/path/to/python3 ...`.
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(if $(shell command -v $(name)),$(name))))
+PIP := $(PY) -m pip install --disable-pip-version-check -c constraints.txt
+CORE := $(VENV)/.core
+DEV := $(VENV)/.dev
+# Small models on few cores: a second OpenMP thread costs more than it gives.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help setup core say test test-long lint bench train clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(PY):
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "quaver needs Python 3.11 or newer; set PYTHON=..." >&2; exit 2; }
+	"$(PYTHON)" -m venv $(VENV)
+
+# Core: what `quaver say` needs. The link lets pyright find the package (see pyproject.toml).
+$(CORE): pyproject.toml constraints.txt | $(PY)
+	$(PIP) -q --upgrade pip "setuptools>=68"
+	$(PIP) -e .
+	mkdir -p $(VENV)/src && ln -sfn ../.. $(VENV)/src/quaver
+	@touch $@
+
+# Dev: core plus what the tests, the training and the judges need.
+$(DEV): $(CORE)
+	$(PIP) -e ".[test,train,eval]"
+	@touch $@
+
+core: $(CORE)
+
+setup: $(DEV) ## make .venv and install everything that tests and training need
+
+say: export TEXT := $(value TEXT)
+say: $(CORE) ## TEXT="Hello world." speaks into hello-world.wav
+	@"$(VENV)/bin/quaver" say -- "$$TEXT"
+
+test: $(DEV) ## run the tests (about ten minutes on two slow cores)
+	"$(PY)" -m pytest -m "not long"
+
+test-long: $(DEV) ## run the tests that train
+	"$(PY)" -m pytest -m long --timeout 5400
+
+lint: $(DEV) ## ruff, pyright, import-linter
+	"$(PY)" -m ruff check .
+	"$(PY)" -m ruff format --check .
+	"$(PY)" -m pyright
+	"$(VENV)/bin/lint-imports" --no-cache
+
+bench: $(DEV) ## measure against peers (benchmarks/)
+	"$(PY)" -m benchmarks
+
+train: export RECIPE := $(value RECIPE)
+train: $(DEV) ## RECIPE=recipes/NAME.yaml trains that recipe into runs/NAME
+	@"$(VENV)/bin/quaver" train "$$RECIPE"
+
+clean: ## forget the environment and the caches (never data, models or runs)
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Judges and measurements, reports with tables and plots. Nothing under app imports this room at import time."""

@@ -1,0 +1,1 @@
+"""Text -> frames -> speech: front end, layouts, patterns, heads, sampling, the generation loop, the synthesizer."""
