@@ -1,0 +1,249 @@
+"""Bottlenecks: residual vector quantization, finite scalar quantization, and a Gaussian VAE.
+
+All three map latents `[batch, dim, frame]` to a `Quantized` and are told apart by recipes, not by code around them. They
+work in float32 whatever the autocast says: nearest-neighbour search in half precision picks other codes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import BadInput
+
+__all__ = ["FSQ", "GaussianVAE", "Quantized", "ResidualVQ"]
+
+
+@dataclass
+class Quantized:
+    """What a bottleneck gives.
+
+    Attributes:
+        latents: `[batch, dim, frame]`, what the decoder sees; gradients pass straight through.
+        frames: LongTensor `[batch, codebook, frame]`, or for the VAE FloatTensor `[batch, dim, frame]`.
+        losses: auxiliary losses by name (scalars).
+    """
+
+    latents: Tensor
+    frames: Tensor
+    losses: dict[str, Tensor] = field(default_factory=dict)
+
+
+class ResidualVQ(nn.Module):
+    """Residual vector quantization with codebooks learned by exponential moving averages (SoundStream, EnCodec).
+
+    Level k quantizes what levels 0..k-1 left over. Two bugs of the reference implementations are avoided and tested:
+    dead codes are replaced in the running sums as well, so that the replacement survives the next update
+    (encodec issue 61), and there is a single straight-through step around the sum of all levels, with detached residuals
+    (encodec issue 25).
+
+    Args:
+        dim: width of the latents.
+        codebooks: number of levels K.
+        vocab: entries per level.
+        decay: of the moving averages.
+        dead_below: a code is replaced when its average use falls below this share of uniform use.
+    """
+
+    codebook: Tensor
+    usage: Tensor
+    sums: Tensor
+    ready: Tensor
+
+    def __init__(
+        self, dim: int, codebooks: int = 8, vocab: int = 1024, decay: float = 0.99, dead_below: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.dim, self.codebooks, self.vocab = dim, codebooks, vocab
+        self.decay, self.dead_below = decay, dead_below
+        self.register_buffer("codebook", torch.randn(codebooks, vocab, dim) * 0.1)
+        self.register_buffer("usage", torch.ones(codebooks, vocab))
+        self.register_buffer("sums", torch.zeros(codebooks, vocab, dim))
+        self.register_buffer("ready", torch.zeros((), dtype=torch.bool))
+
+    # -- inference ----------------------------------------------------------------------------------------------------
+    def encode(self, x: Tensor, codebooks: int | None = None) -> Tensor:
+        """`[batch, dim, frame] -> codes [batch, codebooks, frame]`."""
+        return self._search(x.detach().float().transpose(1, 2), self._levels(codebooks))[1]
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """`[batch, k, frame] -> [batch, dim, frame]`, for any k from 1 to K.
+
+        Raises:
+            BadInput: more levels than this quantizer has, or a code outside the vocabulary.
+        """
+        levels = self._levels(codes.shape[1])
+        if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= self.vocab):
+            raise BadInput(f"codes must lie in 0..{self.vocab - 1}, got {int(codes.min())}..{int(codes.max())}")
+        total = sum(F.embedding(codes[:, k], self.codebook[k]) for k in range(levels))
+        assert isinstance(total, Tensor)
+        return total.transpose(1, 2)
+
+    def _levels(self, codebooks: int | None) -> int:
+        levels = self.codebooks if codebooks is None else codebooks
+        if not 1 <= levels <= self.codebooks:
+            raise BadInput(f"between 1 and {self.codebooks} codebooks are possible, not {levels}")
+        return levels
+
+    def _search(self, x: Tensor, levels: int) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """`x[batch, frame, dim]` -> quantized sums after each level `[levels, batch, frame, dim]`, codes, residuals."""
+        residual, quantized, sums, codes, residuals = x, torch.zeros_like(x), [], [], []
+        for k in range(levels):
+            residuals.append(residual)
+            table = self.codebook[k]
+            distance = table.square().sum(1) - 2 * residual @ table.T
+            index = distance.argmin(-1)
+            step = F.embedding(index, table)
+            quantized, residual = quantized + step, residual - step
+            codes.append(index)
+            sums.append(quantized)
+        return torch.stack(sums), torch.stack(codes, 1), residuals
+
+    # -- training -----------------------------------------------------------------------------------------------------
+    def forward(self, x: Tensor, levels: Tensor | None = None, bypass: Tensor | None = None) -> Quantized:
+        """Quantizes, and in training mode moves the codebooks.
+
+        Args:
+            x: `[batch, dim, frame]`.
+            levels: LongTensor[batch], how many codebooks each item keeps (quantizer dropout); default all.
+            bypass: BoolTensor[batch], items whose latents pass unquantized (Mimi).
+        """
+        rows = x.float().transpose(1, 2)
+        with torch.no_grad():
+            if self.training and not self.ready:
+                self._initialise(rows)
+            sums, codes, residuals = self._search(rows.detach(), self.codebooks)
+            if self.training:
+                for k, residual in enumerate(residuals):
+                    self._move(k, residual.reshape(-1, self.dim), codes[:, k].reshape(-1))
+        quantized = sums[-1] if levels is None else self._keep(sums, levels)
+        losses = {"commit": F.mse_loss(rows, quantized)}
+        out = rows + (quantized - rows).detach()
+        if bypass is not None:
+            out = torch.where(bypass[:, None, None], rows, out)
+        return Quantized(out.transpose(1, 2), codes, losses)
+
+    @staticmethod
+    def _keep(sums: Tensor, levels: Tensor) -> Tensor:
+        items = torch.arange(sums.shape[1], device=sums.device)
+        return sums[levels - 1, items]
+
+    @torch.no_grad()
+    def _initialise(self, rows: Tensor) -> None:
+        """Draws each level's codes from the residuals of the first batch."""
+        residual = rows.detach().reshape(-1, self.dim)
+        for k in range(self.codebooks):
+            table = self._draw(residual, self.vocab)
+            self.codebook[k] = table
+            self.sums[k] = table
+            residual = residual - F.embedding((table.square().sum(1) - 2 * residual @ table.T).argmin(-1), table)
+        self.usage.fill_(1.0)
+        self.ready.fill_(True)
+
+    @torch.no_grad()
+    def _move(self, k: int, residual: Tensor, index: Tensor) -> None:
+        counts = torch.bincount(index, minlength=self.vocab).to(residual.dtype)
+        totals = torch.zeros_like(self.sums[k]).index_add_(0, index, residual)
+        if dist.is_initialized():
+            dist.all_reduce(counts)
+            dist.all_reduce(totals)
+        self.usage[k].lerp_(counts, 1 - self.decay)
+        self.sums[k].lerp_(totals, 1 - self.decay)
+        uniform = counts.sum() / self.vocab
+        dead = self.usage[k] < self.dead_below * uniform
+        count = int(dead.sum())
+        if count:
+            fresh = self._draw(residual, count)
+            start = self.dead_below * uniform * 3  # above the threshold: a newcomer gets time to win its cell
+            self.usage[k][dead] = start
+            self.sums[k][dead] = fresh * start
+        self.codebook[k] = self.sums[k] / self.usage[k].clamp(min=1e-8)[:, None]
+
+    def _draw(self, rows: Tensor, count: int) -> Tensor:
+        """`count` random rows, slightly jittered; the same on every process."""
+        pick = torch.randint(len(rows), (count,), device=rows.device)
+        drawn = rows[pick] + 1e-3 * rows.std() * torch.randn(count, self.dim, device=rows.device)
+        if dist.is_initialized():
+            dist.broadcast(drawn, 0)
+        return drawn
+
+
+class FSQ(nn.Module):
+    """Finite scalar quantization (Mentzer et al. 2023): each dimension is bounded and rounded to a few levels.
+
+    One codebook of `prod(levels)` codes; nothing is learned and nothing can die. The code of a vector is its mixed-radix
+    number, first dimension least significant.
+    """
+
+    basis: Tensor
+    counts: Tensor
+
+    def __init__(self, levels: Sequence[int]) -> None:
+        super().__init__()
+        if not levels or min(levels) < 2:
+            raise BadInput(f"every FSQ dimension needs at least 2 levels, got {list(levels)}")
+        self.levels = tuple(levels)
+        self.dim, self.vocab, self.codebooks = len(levels), math.prod(levels), 1
+        counts = torch.tensor(self.levels)
+        self.register_buffer("counts", counts, persistent=False)
+        self.register_buffer("basis", torch.cumprod(torch.tensor([1, *levels[:-1]]), 0), persistent=False)
+
+    def _grid(self, x: Tensor) -> Tensor:
+        """Rounded coordinates 0..level-1, with a straight-through gradient; `x[..., dim]`."""
+        half = (self.counts - 1) / 2
+        bounded = (torch.tanh(x.float()) * (1 + 1e-3) + 1) * half
+        bounded = bounded.minimum(self.counts - 1 + 0.0).clamp(min=0)
+        return bounded + (bounded.round() - bounded).detach()
+
+    def encode(self, x: Tensor, codebooks: int | None = None) -> Tensor:
+        """`[batch, dim, frame] -> codes [batch, 1, frame]`."""
+        grid = self._grid(x.transpose(1, 2)).round().long()
+        return (grid * self.basis).sum(-1)[:, None]
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """`[batch, 1, frame] -> [batch, dim, frame]` with coordinates in [-1, 1]."""
+        grid = codes[:, 0, :, None] // self.basis % self.counts
+        return (grid * 2 / (self.counts - 1) - 1).float().transpose(1, 2)
+
+    def forward(self, x: Tensor, levels: Tensor | None = None, bypass: Tensor | None = None) -> Quantized:
+        grid = self._grid(x.transpose(1, 2))
+        latents = (grid * 2 / (self.counts - 1) - 1).transpose(1, 2)
+        if bypass is not None:
+            latents = torch.where(bypass[:, None, None], torch.tanh(x.float()), latents)
+        return Quantized(latents, (grid.detach().round().long() * self.basis).sum(-1)[:, None])
+
+
+class GaussianVAE(nn.Module):
+    """Continuous bottleneck: the encoder's output is split into mean and log-scale of a Gaussian.
+
+    Input `[batch, 2 * dim, frame]`, latents `[batch, dim, frame]`. The KL weight belongs to the recipe: KALL-E and ARDiT
+    report that it decides whether a language model can learn the latents.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim, self.codebooks, self.vocab = dim, dim, 0
+
+    def encode(self, x: Tensor, codebooks: int | None = None) -> Tensor:
+        """The posterior mean `[batch, dim, frame]`."""
+        return x[:, : self.dim].float()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents
+
+    def forward(self, x: Tensor, levels: Tensor | None = None, bypass: Tensor | None = None) -> Quantized:
+        mean, log_scale = x.float().chunk(2, 1)
+        log_scale = log_scale.clamp(-8.0, 4.0)
+        latents = mean
+        if self.training:
+            latents = mean + torch.randn_like(mean) * log_scale.exp()
+            if bypass is not None:
+                latents = torch.where(bypass[:, None, None], mean, latents)
+        kl = 0.5 * (mean.square() + (2 * log_scale).exp() - 1 - 2 * log_scale)
+        return Quantized(latents, mean.detach(), {"kl": kl.mean()})

@@ -1,0 +1,128 @@
+"""Causal convolutions and the ConvNeXt block, each with a streaming state.
+
+All of them pad with zeros on the left and nothing on the right, so that an output never sees the future and a fresh
+stream (all-zero state) is exactly the offline computation. Shapes are `[batch, channel, time]`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import BadInput
+from .state import State, StreamingModule
+
+__all__ = ["CausalConv1d", "CausalConvTranspose1d", "ConvNeXtBlock"]
+
+
+class CausalConv1d(StreamingModule):
+    """Convolution whose output t depends on inputs up to `(t + 1) * stride - 1`.
+
+    Streaming chunks must be a multiple of `stride` long.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(in_channels, out_channels, kernel, stride, dilation=dilation, groups=groups, bias=bias)
+        self.stride = stride
+        self.context = (kernel - 1) * dilation + 1 - stride
+        if self.context < 0:
+            raise BadInput(f"kernel {kernel} with dilation {dilation} is shorter than stride {stride}")
+
+    def init_state(self, batch: int) -> State:
+        state = State(batch)
+        weight = self.conv.weight
+        state.add("previous", self.conv.in_channels, self.context, dtype=weight.dtype, device=weight.device)
+        return state
+
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
+        """`[batch, in, time] -> [batch, out, time / stride]`."""
+        if x.shape[-1] % self.stride:
+            raise BadInput(f"chunk of {x.shape[-1]} steps is not a multiple of the stride {self.stride}")
+        if state is None:
+            return self.conv(F.pad(x, (self.context, 0)))
+        if x.shape[-1] == 0:
+            return x.new_zeros(x.shape[0], self.conv.out_channels, 0)
+        x = torch.cat([state["previous"].to(x.dtype), x], -1)
+        if self.context:
+            state.update("previous", x[..., -self.context :])
+        return self.conv(x)
+
+
+class CausalConvTranspose1d(StreamingModule):
+    """Transposed convolution that emits `stride` samples per input step; the overlap is kept for the next step."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, bias: bool = True) -> None:
+        super().__init__()
+        if kernel < stride:
+            raise BadInput(f"kernel {kernel} is shorter than stride {stride}: outputs would have holes")
+        self.conv = nn.ConvTranspose1d(in_channels, out_channels, kernel, stride, bias=False)
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self.stride = stride
+        self.overlap = kernel - stride
+
+    def init_state(self, batch: int) -> State:
+        state = State(batch)
+        weight = self.conv.weight
+        state.add("partial", self.conv.out_channels, self.overlap, dtype=weight.dtype, device=weight.device)
+        return state
+
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
+        """`[batch, in, time] -> [batch, out, time * stride]`."""
+        length = x.shape[-1] * self.stride
+        if length == 0:
+            return x.new_zeros(x.shape[0], self.conv.out_channels, 0)
+        y = self.conv(x)
+        if state is not None and self.overlap:
+            y = y + F.pad(state["partial"].to(y.dtype), (0, length))
+            state.update("partial", y[..., length:])
+        y = y[..., :length]
+        # The bias is added after the overlap: inside the convolution it would be counted twice there.
+        return y if self.bias is None else y + self.bias[:, None]
+
+
+class ConvNeXtBlock(StreamingModule):
+    """Depthwise convolution, layer norm, two-layer MLP, scaled residual (Liu et al. 2022, as used in Vocos).
+
+    Args:
+        causal: False gives symmetric padding, for encoders that are not meant to stream.
+    """
+
+    def __init__(
+        self, width: int, hidden: int, kernel: int = 7, causal: bool = True, layer_scale: float = 0.2
+    ) -> None:
+        super().__init__()
+        self.causal = causal
+        self.depthwise: nn.Module = (
+            CausalConv1d(width, width, kernel, groups=width)
+            if causal
+            else nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=width)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+        self.scale = nn.Parameter(torch.full((width,), layer_scale))
+
+    def init_state(self, batch: int) -> State:
+        if not self.causal:
+            raise BadInput("a non-causal ConvNeXt block cannot stream; build it with causal=True")
+        return self._state_of(batch, depthwise=self.depthwise)
+
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
+        """`[batch, width, time] -> [batch, width, time]`."""
+        if state is None:
+            y = self.depthwise(x)
+        else:
+            y = self.depthwise(x, state.child("depthwise"))
+        y = self.down(F.gelu(self.up(self.norm(y.transpose(1, 2)))))
+        return x + (self.scale * y).transpose(1, 2)

@@ -1,0 +1,171 @@
+"""Packed corpora: what training reads, laid out so that a random crop costs one memory-mapped read.
+
+A pack is a folder with `audio.i16` (all utterances back to back, 24 kHz mono int16), `index.jsonl` (one line an
+utterance: id, voice, text, phones, words, first sample, samples), and optional tracks that later stages add, each a flat
+array with its own offsets: `f0.f16` (Hz every 10 ms, 0 = unvoiced), `codes.<model>.u16` (codec codes), and alignments in
+`align.jsonl`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import BadInput, MissingFile
+from .corpus import Item, load_manifest
+
+__all__ = ["F0_HOP", "SAMPLE_RATE", "Entry", "Pack", "pack_manifest"]
+
+SAMPLE_RATE = 24_000
+F0_HOP = 240
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One utterance of a pack; `start` and `samples` count samples of `audio.i16`."""
+
+    id: str
+    voice: str
+    text: str
+    phones: tuple[str, ...]
+    words: tuple[tuple[str, int, int], ...]
+    start: int
+    samples: int
+
+    @property
+    def seconds(self) -> float:
+        return self.samples / SAMPLE_RATE
+
+    @property
+    def frames_100hz(self) -> int:
+        return -(-self.samples // F0_HOP)
+
+
+class Pack:
+    """Read access to a pack. Arrays are memory maps; nothing is loaded until it is cropped."""
+
+    def __init__(self, folder: Path) -> None:
+        if not (folder / "index.jsonl").exists():
+            raise MissingFile(f"no pack in {folder}; make it with `quaver corpus pack MANIFEST {folder}`")
+        self.folder = folder
+        with open(folder / "index.jsonl") as lines:
+            self.entries = [_entry(json.loads(line)) for line in lines]
+        self.audio = np.memmap(folder / "audio.i16", np.int16, "r")
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def wave(self, index: int, start: int = 0, samples: int | None = None) -> np.ndarray:
+        """float32 `[samples]` in [-1, 1] of one utterance, or of a crop of it (zero-padded past its end)."""
+        entry = self.entries[index]
+        samples = entry.samples if samples is None else samples
+        end = min(start + samples, entry.samples)
+        crop = self.audio[entry.start + start : entry.start + end].astype(np.float32) / 32767.0
+        return np.pad(crop, (0, samples - len(crop)))
+
+    def track(self, name: str, dtype: Any, width: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """An added track `[total, width]` and its per-utterance offsets `[len + 1]`."""
+        path = self.folder / name
+        if not path.exists():
+            raise MissingFile(f"{path} is missing; README of training/ names the step that makes it")
+        offsets = np.load(path.with_suffix(path.suffix + ".offsets.npy"), allow_pickle=False)
+        return np.memmap(path, dtype, "r").reshape(-1, width), offsets
+
+    def write_track(self, name: str, arrays: Iterable[np.ndarray], dtype: Any) -> None:
+        """Writes a track from one array `[n, width]` (or `[n]`) per utterance, in order; beside, then renamed."""
+        path, offsets = self.folder / name, [0]
+        part = path.with_name(path.name + ".part")
+        with open(part, "wb") as out:
+            for array in arrays:
+                out.write(np.ascontiguousarray(array, dtype).tobytes())
+                offsets.append(offsets[-1] + len(array))
+        if len(offsets) != len(self) + 1:
+            raise BadInput(f"track {name}: {len(offsets) - 1} arrays for {len(self)} utterances")
+        np.save(path.with_suffix(path.suffix + ".offsets.npy"), np.array(offsets))
+        os.replace(part, path)
+
+
+def _entry(row: dict[str, Any]) -> Entry:
+    words = tuple((w[0], w[1], w[2]) for w in row["words"])
+    return Entry(**{**row, "phones": tuple(row["phones"]), "words": words})
+
+
+def pack_manifest(
+    manifest: Path, folder: Path, *, hours: float | None = None, jobs: int = 1,
+    progress: Callable[[Iterable[Item], int], Iterable[Item]] | None = None,
+) -> Pack:
+    """Packs the items of a manifest (all, or the first `hours`), resampled to 24 kHz mono."""
+    items = []
+    total = 0.0
+    for item in load_manifest(manifest):
+        if hours is not None and total >= hours * 3600:
+            break
+        items.append(item)
+        total += item.seconds
+    if not items:
+        raise BadInput(f"{manifest} holds no usable items")
+    folder.mkdir(parents=True, exist_ok=True)
+    start = 0
+    with open(folder / "audio.i16.part", "wb") as audio, open(folder / "index.jsonl.part", "w") as index:
+        for item, wave in zip(progress(items, len(items)) if progress else items, _waves(items, jobs), strict=True):
+            audio.write(wave.tobytes())
+            words = tuple((w.text, w.start, w.end) for w in item.words)
+            entry = Entry(item.id, item.voice, item.text, tuple(item.phones), words, start, len(wave))
+            index.write(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
+            start += len(wave)
+    os.replace(folder / "audio.i16.part", folder / "audio.i16")
+    os.replace(folder / "index.jsonl.part", folder / "index.jsonl")
+    return Pack(folder)
+
+
+def _waves(items: list[Item], jobs: int) -> Iterator[np.ndarray]:
+    paths = [str(item.path) for item in items]
+    if jobs <= 1:
+        yield from map(_load_wave, paths)
+        return
+    with ProcessPoolExecutor(jobs) as pool:
+        yield from pool.map(_load_wave, paths, chunksize=16)
+
+
+def _load_wave(path: str) -> np.ndarray:
+    """int16 `[samples]` at 24 kHz mono."""
+    import soundfile
+    import soxr
+
+    wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    mono = wave.mean(1)
+    if rate != SAMPLE_RATE:
+        mono = soxr.resample(mono, rate, SAMPLE_RATE)
+    return (np.clip(mono, -1, 1) * 32767).astype(np.int16)
+
+
+def add_f0(pack: Pack, jobs: int = 1, floor: float = 60.0, ceiling: float = 500.0) -> None:
+    """Adds the track `f0.f16`: Hz every 10 ms by DIO and StoneMask (Morise 2016; package pyworld)."""
+    arguments = [(str(pack.folder), i, floor, ceiling) for i in range(len(pack))]
+    if jobs <= 1:
+        pack.write_track("f0.f16", map(_f0_of, arguments), np.float16)
+        return
+    with ProcessPoolExecutor(jobs) as pool:
+        pack.write_track("f0.f16", pool.map(_f0_of, arguments, chunksize=16), np.float16)
+
+
+_OPEN: dict[str, Pack] = {}
+
+
+def _f0_of(arguments: tuple[str, int, float, float]) -> np.ndarray:
+    import pyworld
+
+    folder, index, floor, ceiling = arguments
+    pack = _OPEN.setdefault(folder, Pack(Path(folder)))
+    wave = pack.wave(index).astype(np.float64)
+    f0, times = pyworld.dio(wave, SAMPLE_RATE, f0_floor=floor, f0_ceil=ceiling, frame_period=1000 * F0_HOP / SAMPLE_RATE)
+    f0 = pyworld.stonemask(wave, f0, times, SAMPLE_RATE)
+    frames = pack.entries[index].frames_100hz
+    return np.pad(f0, (0, max(0, frames - len(f0))))[:frames].astype(np.float16)

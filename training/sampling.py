@@ -1,0 +1,67 @@
+"""Drawing batches from packed corpora: weighted sources, random crops, and length-bucketed whole utterances."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import BadInput
+from .pack import Pack
+from .recipe import Source
+
+__all__ = ["Mixture", "Pick"]
+
+
+@dataclass(frozen=True)
+class Pick:
+    """One utterance: which pack, and which entry of it."""
+
+    pack: Pack
+    index: int
+
+
+class Mixture:
+    """The sources of a recipe with their weights."""
+
+    def __init__(self, sources: tuple[Source, ...], longest: float = 16.0) -> None:
+        self.packs = [Pack(source.pack) for source in sources]
+        weights = np.array([source.weight for source in sources])
+        self.weights = weights / weights.sum()
+        self.usable = [self._usable(p, s.hours, longest) for p, s in zip(self.packs, sources, strict=True)]
+        for source, usable in zip(sources, self.usable, strict=True):
+            if not len(usable):
+                raise BadInput(f"{source.pack} has no utterance of at most {longest} s")
+
+    @staticmethod
+    def _usable(pack: Pack, hours: float | None, longest: float) -> np.ndarray:
+        """Indices sorted by length, so that neighbours make batches with little padding."""
+        seconds = np.array([e.seconds for e in pack.entries])
+        index = np.arange(len(pack))
+        if hours is not None:
+            index = index[np.cumsum(seconds) <= hours * 3600]
+        index = index[seconds[index] <= longest]
+        return index[np.argsort(seconds[index], kind="stable")]
+
+    def utterance(self, rng: np.random.Generator) -> Pick:
+        """A random utterance, sources by weight, long ones more often (by their length)."""
+        source = int(rng.choice(len(self.packs), p=self.weights))
+        usable, entries = self.usable[source], self.packs[source].entries
+        # Two draws, the longer wins with a probability by length: cheap and close to length-proportional.
+        a, b = (int(usable[rng.integers(len(usable))]) for _ in range(2))
+        chance = entries[a].samples / (entries[a].samples + entries[b].samples)
+        return Pick(self.packs[source], a if rng.random() < chance else b)
+
+    def bucket(self, rng: np.random.Generator, seconds: float) -> list[Pick]:
+        """Utterances of like length from all sources, about `seconds` of audio when padded."""
+        place = rng.random()
+        first = self._near(rng, place)
+        count = max(1, int(seconds / first.pack.entries[first.index].seconds))
+        return [first] + [self._near(rng, place) for _ in range(count - 1)]
+
+    def _near(self, rng: np.random.Generator, place: float) -> Pick:
+        source = int(rng.choice(len(self.packs), p=self.weights))
+        usable = self.usable[source]
+        jitter = rng.normal(0, 0.02)
+        at = int(np.clip((place + jitter) * len(usable), 0, len(usable) - 1))
+        return Pick(self.packs[source], int(usable[at]))

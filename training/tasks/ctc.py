@@ -1,0 +1,96 @@
+"""Trains the semantic tokenizer as a phoneme recogniser with the CTC loss.
+
+Targets are phonemes without stress; punctuation is a pause symbol, and every utterance begins and ends with one, so that
+silence has a label of its own and does not hide in the blank.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from ...codecs.semantic import SemanticConfig, SemanticTokenizer
+from ...tts.text import BASE_PHONES, is_pause, strip_stress
+from ..recipe import Recipe
+from ..sampling import Mixture
+
+__all__ = ["BLANK", "PAUSE", "CTCTask", "ctc_symbols", "ctc_targets"]
+
+BLANK, PAUSE = "-", "|"
+
+
+def ctc_symbols() -> tuple[str, ...]:
+    """The recogniser's outputs: blank, pause, then the phonemes without stress."""
+    return (BLANK, PAUSE, *(p for p in BASE_PHONES if p not in ("_", "^") and not is_pause(p)))
+
+
+def ctc_targets(phones: tuple[str, ...] | list[str]) -> list[str]:
+    """Phones of an utterance as recogniser symbols: a pause first, then one symbol a phone."""
+    return [PAUSE, *(PAUSE if is_pause(p) else strip_stress(p) for p in phones)]
+
+
+class Options(BaseModel):
+    """Attributes: blank_penalty: weight of a term that keeps the blank from taking all frames between phonemes, which would
+    leave alignments with spikes instead of spans."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    blank_penalty: float = 0.0
+    noise: float = 0.02
+    gain_db: tuple[float, float] = (-12.0, 3.0)
+
+
+class CTCTask:
+    def __init__(self, recipe: Recipe) -> None:
+        self.options = Options.model_validate(recipe.options)
+        self.symbols = ctc_symbols()
+        self.ids = {s: i for i, s in enumerate(self.symbols)}
+        self.settings = SemanticConfig.model_validate({**recipe.model, "symbols": self.symbols})
+        self.model = SemanticTokenizer(self.settings)
+        self.network = _Network(self.model, self.options)
+        self.mixture = Mixture(recipe.data)
+        self.seconds = recipe.batch_seconds
+
+    def config(self) -> dict[str, Any]:
+        return {"kind": "semantic", **self.settings.model_dump()}
+
+    def batch(self, rng: np.random.Generator, step: int) -> dict[str, Tensor]:
+        # Curriculum: short utterances first, where CTC finds its footing.
+        picks = self.mixture.bucket(rng, self.seconds)
+        longest = max(p.pack.entries[p.index].samples for p in picks)
+        longest += -longest % self.model.frame_size
+        audio = np.zeros((len(picks), 1, longest), np.float32)
+        frames, targets = [], []
+        for row, pick in enumerate(picks):
+            wave = pick.pack.wave(pick.index)
+            gain = 10 ** (rng.uniform(*self.options.gain_db) / 20)
+            noise = rng.standard_normal(len(wave)) * (self.options.noise * rng.random() ** 3)
+            audio[row, 0, : len(wave)] = wave * gain + noise
+            frames.append(-(-len(wave) // self.model.frame_size) * 2)
+            targets.append([self.ids[s] for s in ctc_targets(pick.pack.entries[pick.index].phones)])
+        return {
+            "audio": torch.from_numpy(audio),
+            "frames": torch.tensor(frames),
+            "targets": torch.tensor([i for t in targets for i in t]),
+            "target_lengths": torch.tensor([len(t) for t in targets]),
+        }
+
+
+class _Network(nn.Module):
+    def __init__(self, model: SemanticTokenizer, options: Options) -> None:
+        super().__init__()
+        self.model, self.options = model, options
+
+    def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        out = self.model(batch["audio"])
+        log_probs = out.logits.float().log_softmax(-1)
+        ctc = F.ctc_loss(
+            log_probs.transpose(0, 1), batch["targets"], batch["frames"], batch["target_lengths"], zero_infinity=True
+        )
+        blank = log_probs[..., 0].exp().mean()
+        return {"loss": ctc + self.options.blank_penalty * blank, "ctc": ctc, "blank": blank}
