@@ -28,12 +28,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .codecs import load_codec as load_codec
+    from .codecs.loading import load_codec as load_codec
     from .tts.synthesizer import Synthesizer as Synthesizer
 
 __all__ = ["Synthesizer", "load_codec", "__version__"]
 
-_WHERE = {"Synthesizer": ".tts.synthesizer", "load_codec": ".codecs"}
+_WHERE = {"Synthesizer": ".tts.synthesizer", "load_codec": ".codecs.loading"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,109 @@
+"""The `quaver` command. Sub-commands live in app/commands; nothing heavy is imported before one of them runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from ..errors import QuaverError
+from .commands import codec, say, train
+from .commands import eval as evaluation
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="quaver",
+    help="Text and audio into speech tokens, speech tokens into speech, as a stream.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("say")(say.say)
+app.command("voices")(say.voices)
+app.add_typer(codec.app, name="codec")
+app.add_typer(evaluation.app, name="eval")
+app.command("train")(train.train)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"quaver {version('quaver')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (anywhere in the line).")
+    ] = False,
+) -> None:
+    """Text and audio into speech tokens, speech tokens into speech, as a stream."""
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0 done, 2 bad input (one line on stderr), 130 interrupted, 1 a bug (traceback)."""
+    debug, arguments = _take_debug(sys.argv[1:] if arguments is None else arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        result = app(arguments, prog_name="quaver", standalone_mode=False)
+        sys.stdout.flush()
+        code = result if isinstance(result, int) else 0
+    except BrokenPipeError:
+        _forget_stdout()
+        code = 0
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except Exception as error:
+        if debug:
+            raise
+        code = _explain(error)
+    sys.exit(code)
+
+
+def _explain(error: Exception) -> int:
+    """One line on stderr for an error that the user can mend; anything else is a bug and goes on."""
+    if isinstance(error, QuaverError):
+        text = str(error)
+    elif isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    elif isinstance(error, MemoryError):
+        text = "out of memory"
+    elif type(error).__name__ == "NoArgsIsHelpError" and hasattr(error, "show"):
+        error.show()
+        return BAD_INPUT
+    elif hasattr(error, "format_message"):  # click's usage errors, wherever typer keeps them
+        context = getattr(error, "ctx", None)
+        text = f"{error.format_message()} (see `{context.command_path if context else 'quaver'} --help`)"
+    else:
+        raise error
+    sys.stderr.write(f"quaver: error: {' '.join(text.split())}\n")
+    return BAD_INPUT
+
+
+def _take_debug(arguments: list[str]) -> tuple[bool, list[str]]:
+    """`--debug` counts wherever it stands before "--"; click alone would take it only before the sub-command."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    kept = [word for word in arguments[:end] if word != "--debug"]
+    return len(kept) < end, kept + arguments[end:]
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _forget_stdout() -> None:
+    """The reader has gone: give Python something to flush into when it shuts down."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())

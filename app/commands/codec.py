@@ -1,0 +1,303 @@
+"""`quaver codec`: audio into .qvr files and back, in constant memory."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ...errors import BadInput, CorruptFile
+from ..files import STDIO, check_readable, check_writable, replacing
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ...codecs.base import Codec
+    from ...codecs.container import QvrHeader, QvrReader
+
+DEFAULT_CODEC = "quaver-24k"
+
+app = typer.Typer(help="Neural audio coding: encode, decode, and look into .qvr files.", no_args_is_help=True)
+
+
+@app.command("encode")
+def encode(
+    source: Annotated[str, typer.Argument(help='Audio file of any rate, up to 8 channels; "-" for stdin.')],
+    target: Annotated[
+        str | None, typer.Argument(help='The .qvr file, "-" for stdout; by default beside the source.')
+    ] = None,
+    codec: Annotated[str, typer.Option("--codec", help="Bundled codec, or a folder.")] = DEFAULT_CODEC,
+    codebooks: Annotated[int | None, typer.Option("--codebooks", help="Keep only the first so many codebooks.")] = None,
+    chunk_frames: Annotated[int, typer.Option("--chunk-frames", help="Frames under one checksum.")] = 50,
+    threads: Annotated[int, typer.Option("--threads", help="CPU threads.")] = 1,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no figures.")] = False,
+) -> None:
+    """Code audio into a .qvr file."""
+    target = target or _beside(source, ".qvr")
+    if target != STDIO:
+        check_writable(target)
+    elif sys.stdout.isatty():
+        raise BadInput("the codes would fill the terminal; pipe them, or name a file")
+    if not 1 <= chunk_frames <= 1 << 16:
+        raise BadInput(f"--chunk-frames must lie between 1 and 65536, not {chunk_frames}")
+    from ...codecs.container import QvrWriter, qvr_size
+    from ..audio import open_audio
+
+    with open_audio(source) as audio:
+        model, mark = _load(codec, threads)
+        levels = _levels(codebooks, model)
+        header = _header(mark, model, levels, audio.channels, chunk_frames)
+        if audio.frames is not None:  # else the totals stand at the end of the file only
+            samples = -(-audio.frames * model.sample_rate // audio.sample_rate)
+            header = header.with_totals(samples, -(-samples // model.frame_size))
+        counter = _Counter()
+        started = time.perf_counter()
+        blocks = counter.count(audio.blocks(model.sample_rate))
+        with replacing(target) as file, QvrWriter(file, header) as writer:
+            for codes in _encoded(model, blocks, audio.channels, levels):
+                writer.write(codes)
+            writer.finish(counter.samples)
+        if not quiet:
+            size = qvr_size(header, writer.frames)
+            _report(target, counter.samples / model.sample_rate, time.perf_counter() - started, size)
+
+
+@app.command("decode")
+def decode(
+    source: Annotated[str, typer.Argument(help='A .qvr file; "-" for stdin.')],
+    target: Annotated[
+        str | None, typer.Argument(help='Audio file, "-" for stdout; by default beside the source.')
+    ] = None,
+    codec: Annotated[
+        str | None, typer.Option("--codec", help="Use this codec instead of the one the file names.")
+    ] = None,
+    codebooks: Annotated[int | None, typer.Option("--codebooks", help="Use only the first so many codebooks.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Bare 16-bit samples instead of WAV on stdout.")] = False,
+    threads: Annotated[int, typer.Option("--threads", help="CPU threads.")] = 1,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no figures.")] = False,
+) -> None:
+    """Turn a .qvr file back into audio, at the codec's sample rate, to the exact length that went in."""
+    from ...codecs.container import QvrReader
+    from ..audio import AudioWriter, check_format
+
+    target = target or _beside(source, ".wav")
+    if target != STDIO:
+        check_format(target, raw=raw)
+        check_writable(target)
+    elif sys.stdout.isatty():
+        raise BadInput("audio would fill the terminal; pipe it, or name a file")
+    with _open_binary(source) as (file, name):
+        reader = QvrReader(file, name)
+        model, mark = _load(codec or _named(reader.header, name), threads)
+        _check_match(reader.header, model, mark, name)
+        started = time.perf_counter()
+        with AudioWriter(target, model.sample_rate, reader.header.channels, raw=raw) as writer:
+            for block in _decoded(model, reader, _levels(codebooks, model), name):
+                writer.write(block)
+        if not quiet:
+            _report(target, writer.samples / model.sample_rate, time.perf_counter() - started, None)
+
+
+@app.command("info")
+def info(source: Annotated[str, typer.Argument(help='A .qvr file; "-" for stdin.')]) -> None:
+    """Verify a .qvr file and print what it holds, as `key: value` lines."""
+    from ...codecs.container import qvr_size, verify_qvr
+
+    with _open_binary(source) as (file, name):
+        header = verify_qvr(file, name)
+    samples, frames = header.samples or 0, header.frames or 0
+    seconds = samples / header.sample_rate
+    rows: dict[str, Any] = {
+        "model": header.model,
+        "weights sha256": header.weights_sha256 or "not recorded",
+        "seconds": f"{seconds:.3f}",
+        "samples": f"{samples} at {header.sample_rate} Hz, {header.channels} channel{'s' * (header.channels > 1)}",
+        "frames": f"{frames} at {_rate(header.rate)} Hz",
+        "codes": f"{header.codebooks} codebooks of {header.vocab}",
+        "bitrate": f"{float(header.bitrate) / 1000:.3g} kbit/s",
+        "bytes": qvr_size(header, frames),
+        "state": "complete, every checksum matches",
+    }
+    for key, value in rows.items():
+        typer.echo(f"{key}: {value}")
+
+
+@app.command("list")
+def list_codecs() -> None:
+    """List the codecs that --codec knows by name."""
+    from ..models import bundled
+
+    for model in bundled("codec"):
+        typer.echo(f"{model.name}\t{model.summary}")
+
+
+def _load(name: str, threads: int) -> tuple[Codec, tuple[str, str]]:
+    """The codec, and what a file says of it: its name and the SHA-256 of its weights."""
+    from ...codecs.loading import load_codec, model_folder
+    from ..models import weights_sha256
+    from ..runtime import use_threads
+
+    use_threads(threads)
+    codec = load_codec(name)
+    folder = model_folder(name)
+    return codec, (folder.resolve().name, weights_sha256(folder))
+
+
+def _named(header: QvrHeader, name: str) -> str:
+    """The bundled codec that made the file: a file may not choose a folder on the reader's disk."""
+    from ..models import bundled
+
+    if header.model not in [model.name for model in bundled("codec")]:
+        raise BadInput(
+            f"{name} was made by the codec {header.model!r}, which is not bundled; name its folder with --codec"
+        )
+    return header.model
+
+
+def _header(mark: tuple[str, str], model: Codec, levels: int, channels: int, chunk_frames: int) -> QvrHeader:
+    from ...codecs.container import QvrHeader
+
+    spec = model.frame_spec
+    return QvrHeader(
+        model=mark[0],
+        weights_sha256=mark[1],
+        sample_rate=model.sample_rate,
+        channels=channels,
+        codebooks=levels,
+        vocab=spec.vocab,
+        rate_num=spec.rate.numerator,
+        rate_den=spec.rate.denominator,
+        chunk_frames=chunk_frames,
+    )
+
+
+def _levels(codebooks: int | None, model: Codec) -> int:
+    spec = model.frame_spec
+    if spec.kind != "codes":
+        raise BadInput("this codec makes continuous latents, which a .qvr file cannot hold; choose another")
+    if codebooks is not None and not 1 <= codebooks <= spec.codebooks:
+        raise BadInput(f"--codebooks must lie between 1 and {spec.codebooks}, not {codebooks}")
+    return codebooks or spec.codebooks
+
+
+def _check_match(header: QvrHeader, model: Codec, mark: tuple[str, str], name: str) -> None:
+    """Codes mean something only to the weights that made them."""
+    spec = model.frame_spec
+    shape = (header.sample_rate, header.rate, header.vocab)
+    if shape != (model.sample_rate, spec.rate, spec.vocab) or header.codebooks > spec.codebooks:
+        raise BadInput(
+            f"{name} was made by {header.model}, whose frames are of another kind; decode it with that codec"
+        )
+    if header.weights_sha256 and mark[1] and header.weights_sha256 != mark[1]:
+        made, here = header.weights_sha256[:12], mark[1][:12]
+        raise BadInput(
+            f"{name} was made by weights {made} of {header.model}, {mark[0]} here has {here}; "
+            "decode it with the former (--codec FOLDER), or encode the audio again"
+        )
+
+
+def _encoded(model: Codec, blocks: Iterable[np.ndarray], channels: int, levels: int) -> Iterator[np.ndarray]:
+    """Audio blocks [channels, n] -> codes [channels, levels, frames]; silence fills the last frame."""
+    import torch
+
+    with torch.inference_mode():
+        state = model.init_state(channels)
+        total = 0
+        for block in blocks:
+            total += block.shape[1]
+            codes, _ = model.encode(torch.from_numpy(block)[:, None], state=state)
+            yield codes[:, :levels].numpy()
+        fill = -total % model.frame_size
+        if fill:
+            codes, _ = model.encode(torch.zeros(channels, 1, fill), state=state)
+            yield codes[:, :levels].numpy()
+
+
+def _decoded(model: Codec, reader: QvrReader, levels: int, name: str) -> Iterator[np.ndarray]:
+    """Chunks of codes -> audio [channels, n]: without the codec's latency, and cut to the exact length.
+
+    The length may be known only at the end of the file, so one frame is always held back.
+    """
+    import torch
+
+    with torch.inference_mode():
+        state = model.init_state(reader.header.channels)
+        held = torch.zeros(reader.header.channels, 0)
+        skip, given = model.latency, 0
+        for audio in _decoded_raw(model, reader, levels, state):
+            held = torch.cat([held, audio[:, 0, skip:]], 1)
+            skip -= min(skip, audio.shape[2])
+            ready = max(0, held.shape[1] - model.frame_size)
+            if ready:
+                given += ready
+                yield held[:, :ready].numpy()
+                held = held[:, ready:]
+    rest = (reader.samples or 0) - given
+    if not 0 <= rest <= held.shape[1]:
+        raise CorruptFile(f"{name} is damaged: it promises {reader.samples} samples in {reader.frames} frames")
+    if not given + rest:
+        raise BadInput(f"{name} holds no samples")
+    yield held[:, :rest].numpy()
+
+
+def _decoded_raw(model: Codec, reader: QvrReader, levels: int, state: Any) -> Iterator[Any]:
+    import torch
+
+    for codes in reader:
+        yield model.decode(torch.from_numpy(codes[:, :levels]), state=state)
+    yield model.flush(state)
+
+
+class _Counter:
+    """Counts the samples that pass through a generator."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+
+    def count(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        for block in blocks:
+            self.samples += block.shape[1]
+            yield block
+
+
+class _open_binary:
+    """A file or standard input, opened for reading: (file, name)."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+
+    def __enter__(self) -> tuple[Any, str]:
+        if self._source == STDIO:
+            self._file = None
+            return sys.stdin.buffer, "standard input"
+        self._file = check_readable(self._source, ".qvr file").open("rb")
+        return self._file, self._source
+
+    def __exit__(self, *error: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _beside(source: str, suffix: str) -> str:
+    if source == STDIO:
+        return STDIO
+    return str(Path(source).with_suffix(suffix))
+
+
+def _rate(rate: Fraction) -> str:
+    return f"{float(rate):g}"
+
+
+def _report(target: str, seconds: float, took: float, size: int | None) -> None:
+    """The file's name on stdout, for scripts; the figures on stderr, for people."""
+    if target != STDIO:
+        typer.echo(target)
+    line = f"{seconds:.2f} s of audio in {took:.2f} s ({seconds / max(took, 1e-9):.1f} times real time)"
+    if size is not None and seconds:
+        line += f", {size} bytes, {size * 8 / seconds / 1000:.2f} kbit/s"
+    typer.echo(line, err=True)

@@ -1,0 +1,229 @@
+"""`quaver say`: text in, speech out, as it is made. `quaver voices`: who can speak."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ...errors import BadInput, QuaverError
+from ..files import STDIO, check_readable, check_writable, slug
+
+if TYPE_CHECKING:
+    from ...tts.synthesizer import AudioChunk
+
+LONG_TEXT = 200  # characters; from here on a progress bar is worth its lines
+
+
+def say(
+    text: Annotated[list[str] | None, typer.Argument(help='What to say; "-" reads standard input.')] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the text from this file.")] = None,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", help='Audio file (wav, flac, ogg, opus, mp3, raw), or "-" for stdout.'),
+    ] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Play, or pipe, the audio while it is being made.")] = False,
+    timestamps: Annotated[
+        list[str] | None, typer.Option("--timestamps", "-t", help="Write word times: .json or .srt; may be repeated.")
+    ] = None,
+    voice: Annotated[str | None, typer.Option("--voice", help="A name that `quaver voices` lists.")] = None,
+    model: Annotated[str, typer.Option("--model", help="Bundled model, or a folder.")] = "default",
+    speed: Annotated[float, typer.Option("--speed", help="0.5 (slow) to 2 (fast).")] = 1.0,
+    pause: Annotated[float, typer.Option("--pause", help="Length of pauses, 0 to 5 times the usual.")] = 1.0,
+    temperature: Annotated[float | None, typer.Option("--temperature", help="0 (always the likeliest) to 2.")] = None,
+    codebooks: Annotated[
+        int | None, typer.Option("--codebooks", help="Decode only the first so many codebooks.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same speech.")] = 0,
+    raw: Annotated[bool, typer.Option("--raw", help="Bare 16-bit samples instead of WAV on stdout.")] = False,
+    threads: Annotated[int, typer.Option("--threads", help="CPU threads.")] = 1,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on the terminal.")] = False,
+) -> None:
+    """Speak a text into a file, a pipe or the loudspeaker."""
+    _check_range("--speed", speed, 0.5, 2.0)
+    _check_range("--pause", pause, 0.0, 5.0)
+    _check_range("--temperature", temperature, 0.0, 2.0)
+    _check_range("--threads", threads, 1, 256)
+    wanted, name = _source(text, file)
+    target, play = _target(output, stream, raw, name)
+    tables = [_check_table(table) for table in timestamps or []]
+    if isinstance(wanted, str) and not wanted.strip():
+        raise BadInput("there is no text to say")
+    from ...tts.synthesizer import Synthesizer
+    from ..runtime import use_threads
+
+    use_threads(threads)
+    started = time.perf_counter()
+    synthesizer = Synthesizer.load(model)
+    _check_voice(voice, synthesizer.voices)
+    loaded = time.perf_counter()
+    chunks = synthesizer.stream(
+        wanted, voice=voice, speed=speed, seed=seed, temperature=temperature, pause=pause, codebooks=codebooks
+    )
+    bar = not quiet and sys.stderr.isatty() and (not isinstance(wanted, str) or len(wanted) >= LONG_TEXT)
+    run = _Run(synthesizer.sample_rate, target, play, raw)
+    run.consume(_with_progress(chunks) if bar else chunks)
+    for table in tables:
+        _write_table(table, run)
+    if not quiet:
+        _report(run, target, loaded - started)
+
+
+def voices(model: Annotated[str, typer.Option("--model", help="Bundled model, or a folder.")] = "default") -> None:
+    """List the voices of a model, the default voice first."""
+    from ...tts.synthesizer import Synthesizer
+
+    for name in Synthesizer.load(model).voices:
+        typer.echo(name)
+
+
+class _Run:
+    """Takes the chunks to where they belong, and remembers what the report and the time tables need."""
+
+    def __init__(self, sample_rate: int, target: str | None, play: bool, raw: bool) -> None:
+        self.sample_rate = sample_rate
+        self.words: list[Any] = []
+        self.phones: list[Any] = []
+        self.samples = 0
+        self.first = self.busy = 0.0
+        self._target, self._play, self._raw = target, play, raw
+
+    def consume(self, chunks: Iterable[AudioChunk]) -> None:
+        from ..audio import AudioWriter
+        from ..playback import Player
+
+        with ExitStack() as stack:
+            sinks: list[Any] = []
+            if self._play:
+                sinks.append(stack.enter_context(Player(self.sample_rate)))
+            if self._target is not None:
+                sinks.append(stack.enter_context(AudioWriter(self._target, self.sample_rate, raw=self._raw)))
+            for chunk in self._timed(chunks):
+                self.words += chunk.words
+                self.phones += chunk.phones
+                if not len(chunk.samples):
+                    continue
+                self.samples += len(chunk.samples)
+                for sink in sinks:
+                    sink.write(chunk.samples)
+            if not self.samples:
+                raise QuaverError("the model made no audio for this text; say it in other words")
+
+    def _timed(self, chunks: Iterable[AudioChunk]) -> Iterator[AudioChunk]:
+        """Counts the time spent in the model alone: a loudspeaker takes as long as the speech lasts."""
+        iterator = iter(chunks)
+        while True:
+            before = time.perf_counter()
+            chunk = next(iterator, None)
+            self.busy += time.perf_counter() - before
+            if chunk is None:
+                return
+            if not self.samples and len(chunk.samples):
+                self.first = self.busy
+            yield chunk
+
+    @property
+    def seconds(self) -> float:
+        return self.samples / self.sample_rate
+
+
+def _source(words: list[str] | None, file: Path | None) -> tuple[str | Iterable[str], str]:
+    """The text (or its lines as they arrive on standard input) and a name for the file that will hold it."""
+    if words and file:
+        raise BadInput("give a text or --file, not both")
+    if file is not None and str(file) != STDIO:
+        return _read_text(check_readable(file, "text file")), file.stem or "speech"
+    if words and words != [STDIO]:
+        text = " ".join(words)
+        return text, slug(text)
+    if not words and file is None and sys.stdin.isatty():
+        raise BadInput('there is no text to say; give one, or --file FILE, or "-" for standard input')
+    return _stdin_lines(), "speech"
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path} is not UTF-8 text (byte {error.start}); convert it first") from None
+
+
+def _stdin_lines() -> Iterator[str]:
+    for line in sys.stdin.buffer:
+        yield line.decode("utf-8", errors="replace")
+
+
+def _target(output: str | None, stream: bool, raw: bool, name: str) -> tuple[str | None, bool]:
+    """Where the audio goes, and whether it is played too."""
+    if output is None and (raw or (stream and not sys.stdout.isatty())):
+        output = STDIO
+    play = stream and output != STDIO
+    if output is None and not play:
+        output = f"{name}.wav"
+    if output == STDIO and sys.stdout.isatty():
+        raise BadInput("audio would fill the terminal; pipe it, or name a file with -o")
+    if output not in (None, STDIO):
+        from ..audio import check_format
+
+        check_format(output, raw=raw)
+        check_writable(output)
+    return output, play
+
+
+def _check_range(option: str, value: float | None, low: float, high: float) -> None:
+    if value is not None and not low <= value <= high:
+        raise BadInput(f"{option} must lie between {low:g} and {high:g}, not {value:g}")
+
+
+def _check_voice(voice: str | None, known: Iterable[str]) -> None:
+    if voice is not None and voice not in known:
+        raise BadInput(f"there is no voice {voice!r} in this model; it has {', '.join(known)}")
+
+
+def _check_table(path: str) -> str:
+    from ..timestamps import WRITERS
+
+    if Path(path).suffix.lower() not in WRITERS:
+        raise BadInput(f"{path}: time tables are {' or '.join(WRITERS)}")
+    check_writable(path)
+    return path
+
+
+def _write_table(path: str, run: _Run) -> None:
+    from ..files import replacing
+    from ..timestamps import WRITERS
+
+    text = WRITERS[Path(path).suffix.lower()](run.words, run.phones, run.seconds)
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def _with_progress(chunks: Iterable[AudioChunk]) -> Iterator[AudioChunk]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("speaking"), BarColumn(), TextColumn("{task.fields[audio]:.0f} s"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("speaking", total=1.0, audio=0.0)
+        seconds = 0.0
+        for chunk in chunks:
+            seconds += len(chunk.samples) / chunk.sample_rate
+            progress.update(task, completed=chunk.progress, audio=seconds)
+            yield chunk
+
+
+def _report(run: _Run, target: str | None, loading: float) -> None:
+    """The file's name on stdout, for scripts; the figures on stderr, for people."""
+    times = run.seconds / max(run.busy, 1e-9)
+    line = (
+        f"{run.seconds:.2f} s of speech in {run.busy:.2f} s ({times:.1f} times real time), "
+        f"first audio after {1000 * run.first:.0f} ms, model loaded in {loading:.1f} s"
+    )
+    if target not in (None, STDIO):
+        typer.echo(target)
+    typer.echo(line, err=True)
