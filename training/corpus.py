@@ -78,8 +78,12 @@ def _item(row: dict[str, Any], folder: Path, where: str) -> Item:
         phonemes = row.get("phonemes") or _read_aloud(text)
         phones, ranges = phones_from_misaki(phonemes)
         return Item(
-            id=str(row.get("id") or audio.with_suffix("").as_posix()), path=folder / audio, text=text,
-            voice=str(row["voice"]), seconds=float(row["seconds"]), phones=tuple(phones),
+            id=str(row.get("id") or audio.with_suffix("").as_posix()),
+            path=folder / audio,
+            text=text,
+            voice=str(row["voice"]),
+            seconds=float(row["seconds"]),
+            phones=tuple(phones),
             words=words_of(text, phones, ranges),
         )
     except (KeyError, IndexError, TypeError, ValueError) as error:
@@ -90,8 +94,11 @@ def _flat_cut(cut: dict[str, Any]) -> dict[str, Any]:
     """A lhotse MonoCut as the flat row of the simple format."""
     supervision = cut["supervisions"][0]
     return {
-        "id": cut["id"], "path": cut["recording"]["sources"][0]["source"], "text": supervision["text"],
-        "voice": supervision["speaker"], "seconds": cut["duration"],
+        "id": cut["id"],
+        "path": cut["recording"]["sources"][0]["source"],
+        "text": supervision["text"],
+        "voice": supervision["speaker"],
+        "seconds": cut["duration"],
         "phonemes": (supervision.get("custom") or {}).get("phonemes"),
     }
 

@@ -16,9 +16,25 @@ from types import MappingProxyType
 from ..errors import BadInput
 
 __all__ = [
-    "BASE_IDS", "BASE_PHONES", "CONSONANTS", "PAD", "PAUSES", "PHONES", "PHONE_IDS", "SENTENCE_ENDS", "START",
-    "VOWELS", "base_id", "is_pause", "is_vowel", "misaki_from_espeak", "parse_misaki", "phone_id",
-    "phones_from_misaki", "strip_stress", "unknown_symbols",
+    "BASE_IDS",
+    "BASE_PHONES",
+    "CONSONANTS",
+    "PAD",
+    "PAUSES",
+    "PHONES",
+    "PHONE_IDS",
+    "SENTENCE_ENDS",
+    "START",
+    "VOWELS",
+    "base_id",
+    "is_pause",
+    "is_vowel",
+    "misaki_from_espeak",
+    "parse_misaki",
+    "phone_id",
+    "phones_from_misaki",
+    "strip_stress",
+    "unknown_symbols",
 ]
 
 PAD, START = "_", "^"
@@ -29,7 +45,11 @@ VOWELS = (*"AIOQWYaiuæɑɒɔəɛɜɪʊʌɐᵊᵻ", "iː", "uː", "ɑː", "ɔː"
 PRIMARY, SECONDARY, LONG = "ˈ", "ˌ", "ː"
 
 PHONES: tuple[str, ...] = (
-    PAD, START, *PAUSES, *CONSONANTS, *(mark + vowel for vowel in VOWELS for mark in ("", PRIMARY, SECONDARY)),
+    PAD,
+    START,
+    *PAUSES,
+    *CONSONANTS,
+    *(mark + vowel for vowel in VOWELS for mark in ("", PRIMARY, SECONDARY)),
 )
 """Every symbol that a model can meet; the index is the id. 0 is padding, 1 the silence before an utterance."""
 
@@ -42,18 +62,69 @@ BASE_IDS = MappingProxyType({symbol: index for index, symbol in enumerate(BASE_P
 _VOWELS, _CONSONANTS, _PAUSES = frozenset(VOWELS), frozenset(CONSONANTS), frozenset(PAUSES)
 _RANK = {",": 0, ".": 1, "!": 2, "?": 3}
 _PAUSE_OF = {
-    ",": ",", ";": ",", ":": ",", "—": ",", "–": ",", "…": ",", "(": ",", ")": ",", "[": ",", "]": ",",
-    "¿": ",", "¡": ",", ".": ".", "?": "?", "!": "!",
+    ",": ",",
+    ";": ",",
+    ":": ",",
+    "—": ",",
+    "–": ",",
+    "…": ",",
+    "(": ",",
+    ")": ",",
+    "[": ",",
+    "]": ",",
+    "¿": ",",
+    "¡": ",",
+    ".": ".",
+    "?": "?",
+    "!": "!",
 }
 # Symbols of other IPA conventions (overrides typed by a user, the G2P's net for unknown words) and their nearest here.
 # The G2P itself writes a glottal stop as t, so a separate ʔ would be a symbol that no teacher ever speaks.
 _FOLD = {
-    "ɾ": "T", "ʔ": "t", "g": "ɡ", "r": "ɹ", "ʀ": "ɹ", "ʁ": "ɹ", "ɻ": "ɹ", "ɫ": "l", "ʍ": "w", "x": "k", "χ": "k",
-    "c": "k", "q": "k", "ç": "h", "ɕ": "ʃ", "ʂ": "ʃ", "ʑ": "ʒ", "ʐ": "ʒ", "ɲ": "nj", "ʎ": "lj", "ʦ": "ts", "ʣ": "dz",
-    "ʨ": "ʧ", "ʥ": "ʤ", "β": "v", "ɸ": "f", "ʋ": "v", "e": "ɛ", "o": "ɔ", "y": "i", "ø": "ɜ", "œ": "ɜ", "ɨ": "ɪ",
-    "ʏ": "ɪ", "ɯ": "u", "ɤ": "ʌ", "ɚ": "əɹ", "ɝ": "ɜɹ", "1": "", "-": "", "‿": "", ".": ".",
+    "ɾ": "T",
+    "ʔ": "t",
+    "g": "ɡ",
+    "r": "ɹ",
+    "ʀ": "ɹ",
+    "ʁ": "ɹ",
+    "ɻ": "ɹ",
+    "ɫ": "l",
+    "ʍ": "w",
+    "x": "k",
+    "χ": "k",
+    "c": "k",
+    "q": "k",
+    "ç": "h",
+    "ɕ": "ʃ",
+    "ʂ": "ʃ",
+    "ʑ": "ʒ",
+    "ʐ": "ʒ",
+    "ɲ": "nj",
+    "ʎ": "lj",
+    "ʦ": "ts",
+    "ʣ": "dz",
+    "ʨ": "ʧ",
+    "ʥ": "ʤ",
+    "β": "v",
+    "ɸ": "f",
+    "ʋ": "v",
+    "e": "ɛ",
+    "o": "ɔ",
+    "y": "i",
+    "ø": "ɜ",
+    "œ": "ɜ",
+    "ɨ": "ɪ",
+    "ʏ": "ɪ",
+    "ɯ": "u",
+    "ɤ": "ʌ",
+    "ɚ": "əɹ",
+    "ɝ": "ɜɹ",
+    "1": "",
+    "-": "",
+    "‿": "",
+    ".": ".",
 }
-_IGNORED = frozenset(' "“”„‘’\'«»\u0303ʰʲ' + PRIMARY + SECONDARY + LONG)
+_IGNORED = frozenset(" \"“”„‘’'«»\u0303ʰʲ" + PRIMARY + SECONDARY + LONG)
 
 
 def phone_id(symbol: str) -> int:
@@ -166,9 +237,27 @@ def _pause(placed: list[tuple[str, int]], symbol: str, at: int) -> None:
 
 # espeak-ng's IPA for English, longest first, in misaki's letters (`espeak-ng -q --ipa`, en-us and en-gb).
 _ESPEAK = (
-    ("aɪə", "Iə"), ("aɪɚ", "Iəɹ"), ("eɪ", "A"), ("aɪ", "I"), ("oʊ", "O"), ("əʊ", "Q"), ("aʊ", "W"), ("ɔɪ", "Y"),
-    ("dʒ", "ʤ"), ("tʃ", "ʧ"), ("ɜːɹ", "ɜɹ"), ("ɜː", "ɜɹ"), ("ɚ", "əɹ"), ("oːɹ", "ɔɹ"), ("ɔːɹ", "ɔɹ"), ("oː", "ɔ"),
-    ("ɑːɹ", "ɑɹ"), ("əl", "ᵊl"), ("n̩", "ᵊn"), ("l̩", "ᵊl"), ("ɪ#", "ᵻ"), ("ᵻ", "ᵻ"), ("ɬ", "l"), ("a", "æ"),
+    ("aɪə", "Iə"),
+    ("aɪɚ", "Iəɹ"),
+    ("eɪ", "A"),
+    ("aɪ", "I"),
+    ("oʊ", "O"),
+    ("əʊ", "Q"),
+    ("aʊ", "W"),
+    ("ɔɪ", "Y"),
+    ("dʒ", "ʤ"),
+    ("tʃ", "ʧ"),
+    ("ɜːɹ", "ɜɹ"),
+    ("ɜː", "ɜɹ"),
+    ("ɚ", "əɹ"),
+    ("oːɹ", "ɔɹ"),
+    ("ɔːɹ", "ɔɹ"),
+    ("oː", "ɔ"),
+    ("ɑːɹ", "ɑɹ"),
+    ("n̩", "ᵊn"),
+    ("l̩", "ᵊl"),
+    ("ɬ", "l"),
+    ("a", "æ"),
 )
 _ESPEAK_RE = re.compile("|".join(re.escape(ipa) for ipa, _ in _ESPEAK))
 _ESPEAK_MAP = dict(_ESPEAK)
