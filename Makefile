@@ -38,9 +38,11 @@ core: $(CORE)
 
 setup: $(DEV) ## make .venv and install everything that tests and training need
 
-say: export TEXT := $(value TEXT)
+# Through the environment and unexpanded: quotes, dollars and backticks in TEXT are text.
+unexport TEXT RECIPE
+say: export QUAVER_TEXT := $(value TEXT)
 say: $(CORE) ## TEXT="Hello world." speaks into hello-world.wav
-	@"$(VENV)/bin/quaver" say -- "$$TEXT"
+	@"$(VENV)/bin/quaver" say -- "$$QUAVER_TEXT"
 
 test: $(DEV) ## run the tests (about ten minutes on two slow cores)
 	"$(PY)" -m pytest -m "not long"
@@ -57,9 +59,9 @@ lint: $(DEV) ## ruff, pyright, import-linter
 bench: $(DEV) ## measure against peers (benchmarks/)
 	"$(PY)" -m benchmarks
 
-train: export RECIPE := $(value RECIPE)
+train: export QUAVER_RECIPE := $(value RECIPE)
 train: $(DEV) ## RECIPE=recipes/NAME.yaml trains that recipe into runs/NAME
-	@"$(VENV)/bin/quaver" train "$$RECIPE"
+	@"$(VENV)/bin/quaver" train "$$QUAVER_RECIPE"
 
 clean: ## forget the environment and the caches (never data, models or runs)
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .codecs.loading import load_codec as load_codec
     from .tts.synthesizer import Synthesizer as Synthesizer
 
-__all__ = ["Synthesizer", "load_codec", "__version__"]
+__all__ = ["Synthesizer", "load_codec"]
 
 _WHERE = {"Synthesizer": ".tts.synthesizer", "load_codec": ".codecs.loading"}
 
@@ -50,4 +50,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, "__version__"])

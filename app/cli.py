@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -74,18 +74,19 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def _explain(error: Exception) -> int:
     """One line on stderr for an error that the user can mend; anything else is a bug and goes on."""
+    usage: Any = error
+    if type(error).__name__ == "NoArgsIsHelpError":
+        usage.show()
+        return BAD_INPUT
     if isinstance(error, QuaverError):
         text = str(error)
     elif isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     elif isinstance(error, MemoryError):
         text = "out of memory"
-    elif type(error).__name__ == "NoArgsIsHelpError" and hasattr(error, "show"):
-        error.show()
-        return BAD_INPUT
-    elif hasattr(error, "format_message"):  # click's usage errors, wherever typer keeps them
+    elif hasattr(error, "format_message"):  # click's usage errors, wherever this typer keeps them
         context = getattr(error, "ctx", None)
-        text = f"{error.format_message()} (see `{context.command_path if context else 'quaver'} --help`)"
+        text = f"{usage.format_message()} (see `{context.command_path if context else 'quaver'} --help`)"
     else:
         raise error
     sys.stderr.write(f"quaver: error: {' '.join(text.split())}\n")

@@ -46,12 +46,12 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
 def check_writable(path: str | Path) -> Path:
     """The real place of `path`, links followed; MissingFile or BadInput says why nothing can be written there."""
     target = Path(os.path.realpath(Path(path).expanduser()))
+    if len(os.fsencode(target.name)) > 200:
+        raise BadInput(f"the file name {target.name[:40]}... is too long; choose a shorter one")
     if target.is_dir():
         raise BadInput(f"{path} is a folder; name a file in it")
     if not target.parent.is_dir():
         raise MissingFile(f"the folder {target.parent} does not exist; make it first or choose another place")
-    if len(os.fsencode(target.name)) > 200:
-        raise BadInput(f"the file name {target.name[:40]}... is too long; choose a shorter one")
     if not os.access(target.parent if not target.exists() or target.is_file() else target, os.W_OK):
         raise BadInput(f"{path} cannot be written (no permission); choose another place")
     return target

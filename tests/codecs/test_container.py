@@ -224,7 +224,7 @@ def test_other_files_and_later_versions_get_their_own_message() -> None:
     data[8] = 2
     with pytest.raises(CorruptFile, match="version 2"):
         verify_qvr(io.BytesIO(bytes(data)))
-    with pytest.raises(CorruptFile, match="not a .qvr file"):
+    with pytest.raises(CorruptFile, match=r"not a \.qvr file"):
         verify_qvr(io.BytesIO(b"RIFF" + bytes(100)))
     with pytest.raises(CorruptFile):
         verify_qvr(io.BytesIO(b""))
