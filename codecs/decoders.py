@@ -89,7 +89,7 @@ class HarmonicHead(StreamingModule):
         log_f0, voicing = self.pitch(hidden).float().unbind(-1)
         log_f0 = log_f0 * 0.3 + 5.2  # around 181 Hz, the scale of voices
         if f0 is None:
-            f0 = (log_f0.clamp(math.log(50.0), math.log(800.0)).exp() * (voicing > 0)).detach()
+            f0 = self._decide(log_f0, voicing)
         pulses = self._pulses(f0, state)
         harmonic = self.stft(pulses, None if state is None else state.child("stft"))
         noise = self._noise(f0, state)
@@ -105,6 +105,16 @@ class HarmonicHead(StreamingModule):
 
     def flush(self, state: State) -> Tensor:
         return self.istft.flush(state.child("istft"))
+
+    @staticmethod
+    def _decide(log_f0: Tensor, voicing: Tensor) -> Tensor:
+        """F0 in Hz, 0 where unvoiced, on a grid of 1/16 Hz (half a cent at 200 Hz, inaudible).
+
+        The phase integrates F0: without the grid, rounding differences of 1e-7 between a chunked and a whole run would
+        add up with the length of the stream, and the two would drift apart.
+        """
+        hertz = log_f0.clamp(math.log(50.0), math.log(800.0)).exp()
+        return ((hertz * 16).round() / 16 * (voicing > 0)).detach()
 
     def _pulses(self, f0: Tensor, state: State | None) -> Tensor:
         """Band-limited pulse train `[batch, frame * hop]`: all harmonics below Nyquist, summed in closed form."""

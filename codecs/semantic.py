@@ -22,7 +22,14 @@ __all__ = ["SemanticConfig", "SemanticOutput", "SemanticTokenizer"]
 
 
 class SemanticConfig(BaseModel):
-    """Sizes. `symbols` names the recogniser's outputs; index 0 is the CTC blank."""
+    """Sizes.
+
+    Attributes:
+        symbols: names of the recogniser's outputs; index 0 is the CTC blank.
+        blank: log-probability of the blank, a constant. A learned blank takes nearly all frames and leaves each phoneme a
+            single spike (Graves 2006; Zeyer et al. 2021), useless for alignment. A dear constant one makes every frame
+            choose a phoneme, and stays there only to part equal neighbours.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -38,20 +45,21 @@ class SemanticConfig(BaseModel):
     top_blocks: int = 1
     levels: tuple[int, ...] = (3, 3, 3, 3, 3, 3, 3, 3)
     symbols: tuple[str, ...] = ()
+    blank: float = -4.0
 
 
 @dataclass
 class SemanticOutput:
-    """Attributes: codes `[batch, 1, frame]` and features `[batch, width, frame]` at 25 Hz, logits `[batch, 2 * frame,
+    """Attributes: codes `[batch, 1, frame]` and features `[batch, width, frame]` at 25 Hz, log_probs `[batch, 2 * frame,
     symbol]` at 50 Hz."""
 
     codes: Tensor
     features: Tensor
-    logits: Tensor
+    log_probs: Tensor
 
 
 class SemanticTokenizer(nn.Module):
-    """Log-mel (100 Hz) -> 50 Hz -> 25 Hz -> FSQ -> 25 Hz features -> 50 Hz phoneme logits."""
+    """Log-mel (100 Hz) -> 50 Hz -> 25 Hz -> FSQ -> 25 Hz features -> 50 Hz phoneme log-probabilities."""
 
     def __init__(self, config: SemanticConfig) -> None:
         super().__init__()
@@ -66,32 +74,36 @@ class SemanticTokenizer(nn.Module):
         self.low = blocks(config.low_blocks)
         self.down = nn.Conv1d(config.width, config.width, 4, 2, padding=1)
         self.middle = blocks(config.middle_blocks)
-        self.to_code = nn.Linear(config.width, len(config.levels))
+        self.to_code = nn.Sequential(nn.LayerNorm(config.width), nn.Linear(config.width, len(config.levels)))
         self.quantizer = FSQ(config.levels)
         self.from_code = nn.Linear(len(config.levels), config.width)
         self.upper = blocks(config.upper_blocks)
         self.up = nn.Linear(config.width, 2 * config.width)
         self.top = blocks(config.top_blocks)
-        self.head = nn.Linear(config.width, max(len(config.symbols), 1))
+        self.head = nn.Linear(config.width, max(len(config.symbols) - 1, 1))
 
-    def forward(self, audio: Tensor) -> SemanticOutput:
-        """Audio `[batch, 1, sample]`; the end is padded with silence to a whole frame of 960 samples."""
+    def forward(self, audio: Tensor, bypass: Tensor | None = None) -> SemanticOutput:
+        """Audio `[batch, 1, sample]`; the end is padded with silence to a whole frame of 960 samples.
+
+        `bypass` (BoolTensor[batch], training only): items whose bounded latents are not rounded.
+        """
         audio = F.pad(audio, (0, -audio.shape[-1] % self.frame_size))
         x = self.low(F.gelu(self.stem(self.front(audio))))
         x = self.middle(F.gelu(self.down(x)))
-        code = self.quantizer(self.to_code(x.transpose(1, 2)).transpose(1, 2))
+        code = self.quantizer(self.to_code(x.transpose(1, 2)).transpose(1, 2), bypass=bypass)
         x = self.upper(self.from_code(code.latents.transpose(1, 2)).transpose(1, 2))
         # Per-frame standardised features: a target of unit scale, without statistics to keep.
         features = F.layer_norm(x.transpose(1, 2), (self.config.width,)).transpose(1, 2)
         batch, width, frames = x.shape
         y = self.up(x.transpose(1, 2)).view(batch, frames * 2, width).transpose(1, 2)
-        logits = self.head(self.top(y).transpose(1, 2))
-        return SemanticOutput(code.frames, features, logits)
+        log_probs = self.head(self.top(y).transpose(1, 2)).float().log_softmax(-1)
+        blank = torch.full_like(log_probs[..., :1], self.config.blank)
+        return SemanticOutput(code.frames, features, torch.cat([blank, log_probs], -1))
 
     @torch.inference_mode()
     def transcribe(self, audio: Tensor) -> list[list[str]]:
         """Best-path phoneme symbols of each item of `[batch, 1, sample]` (CTC: repeats merged, blanks dropped)."""
-        best = self(audio).logits.argmax(-1)
+        best = self(audio).log_probs.argmax(-1)
         return [
             [self.config.symbols[i] for i in torch.unique_consecutive(row).tolist() if i != 0] for row in best.cpu()
         ]

@@ -1,18 +1,22 @@
-"""Manifests of speech corpora: what was said, by whom, with which phones, in which file."""
+"""Manifests of speech corpora: what was said, by whom, with which phones, in which file; read and written."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import CorruptFile, MissingFile
+from ..errors import CorruptFile, MissingExtra, MissingFile
 from ..tts.text import WordSpan, is_pause, phones_from_misaki
 
-__all__ = ["Item", "load_manifest", "words_of"]
+__all__ = ["MANIFEST_RATE", "Item", "beside", "load_manifest", "words_of", "write_manifest"]
+
+MANIFEST_RATE = 24_000
 
 _EDGES = " \t\n.,;:!?…—–-\"'“”‘’()[]{}<>*_~"
 
@@ -116,3 +120,48 @@ def words_of(text: str, phones: list[str], ranges: list[tuple[int, int]]) -> tup
     if len(names) != len(ranges):
         names = ["".join(p for p in phones[start:end] if not is_pause(p)) for start, end in ranges]
     return tuple(WordSpan(name, start, end) for name, (start, end) in zip(names, ranges, strict=True))
+
+
+def write_manifest(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Rows of the simple format as lhotse cuts (https://github.com/lhotse-speech/lhotse), gzipped JSON lines.
+
+    Audio paths stay relative to the manifest's folder (`CutSet.with_recording_path_prefix` for lhotse's own readers).
+    """
+    try:
+        from lhotse import CutSet, Recording, RecordingSet, SupervisionSegment, SupervisionSet
+        from lhotse.audio import AudioSource
+    except ImportError as error:
+        raise MissingExtra("manifests need lhotse; run: pip install 'quaver[train]'") from error
+    recordings, supervisions = [], []
+    for row in rows:
+        samples = round(row["seconds"] * MANIFEST_RATE)
+        source = AudioSource(type="file", channels=[0], source=row["path"])
+        recordings.append(Recording(row["id"], [source], MANIFEST_RATE, samples, samples / MANIFEST_RATE))
+        supervisions.append(
+            SupervisionSegment(
+                row["id"],
+                row["id"],
+                0.0,
+                samples / MANIFEST_RATE,
+                text=row["text"],
+                language="English",
+                speaker=row["voice"],
+                custom={"phonemes": row["phonemes"], "speed": row["speed"]},
+            )
+        )
+    cuts = CutSet.from_manifests(
+        recordings=RecordingSet.from_recordings(recordings), supervisions=SupervisionSet.from_segments(supervisions)
+    )
+    with beside(path) as part:
+        cuts.to_file(part)
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A file beside `path` that takes its place if the block ends well."""
+    part = path.with_name(f".{os.getpid()}.part.{path.name}")  # the name's end is kept: libraries choose formats by it
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -35,14 +35,18 @@ def ctc_targets(phones: tuple[str, ...] | list[str]) -> list[str]:
 
 
 class Options(BaseModel):
-    """Attributes: blank_penalty: weight of a term that keeps the blank from taking all frames between phonemes, which would
-    leave alignments with spikes instead of spans."""
+    """Attributes:
+    noise: largest standard deviation of added white noise. gain_db: range of random gain.
+    rounding_from: step before which nothing is rounded (from random weights, rounding hides the input); bypass: share of
+        items that are not rounded afterwards.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    blank_penalty: float = 0.0
     noise: float = 0.02
     gain_db: tuple[float, float] = (-12.0, 3.0)
+    rounding_from: int = 300
+    bypass: float = 0.25
 
 
 class CTCTask:
@@ -52,7 +56,7 @@ class CTCTask:
         self.ids = {s: i for i, s in enumerate(self.symbols)}
         self.settings = SemanticConfig.model_validate({**recipe.model, "symbols": self.symbols})
         self.model = SemanticTokenizer(self.settings)
-        self.network = _Network(self.model, self.options)
+        self.network = _Network(self.model)
         self.mixture = Mixture(recipe.data)
         self.seconds = recipe.batch_seconds
 
@@ -60,10 +64,10 @@ class CTCTask:
         return {"kind": "semantic", **self.settings.model_dump()}
 
     def batch(self, rng: np.random.Generator, step: int) -> dict[str, Tensor]:
-        # Curriculum: short utterances first, where CTC finds its footing.
         picks = self.mixture.bucket(rng, self.seconds)
         longest = max(p.pack.entries[p.index].samples for p in picks)
         longest += -longest % self.model.frame_size
+        share = 1.0 if step < self.options.rounding_from else self.options.bypass
         audio = np.zeros((len(picks), 1, longest), np.float32)
         frames, targets = [], []
         for row, pick in enumerate(picks):
@@ -76,21 +80,20 @@ class CTCTask:
         return {
             "audio": torch.from_numpy(audio),
             "frames": torch.tensor(frames),
+            "bypass": torch.from_numpy(rng.random(len(picks)) < share),
             "targets": torch.tensor([i for t in targets for i in t]),
             "target_lengths": torch.tensor([len(t) for t in targets]),
         }
 
 
 class _Network(nn.Module):
-    def __init__(self, model: SemanticTokenizer, options: Options) -> None:
+    def __init__(self, model: SemanticTokenizer) -> None:
         super().__init__()
-        self.model, self.options = model, options
+        self.model = model
 
     def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-        out = self.model(batch["audio"])
-        log_probs = out.logits.float().log_softmax(-1)
-        ctc = F.ctc_loss(
+        log_probs = self.model(batch["audio"], batch["bypass"]).log_probs
+        loss = F.ctc_loss(
             log_probs.transpose(0, 1), batch["targets"], batch["frames"], batch["target_lengths"], zero_infinity=True
         )
-        blank = log_probs[..., 0].exp().mean()
-        return {"loss": ctc + self.options.blank_penalty * blank, "ctc": ctc, "blank": blank}
+        return {"loss": loss}

@@ -1,0 +1,112 @@
+"""Forced alignment of packed corpora with the project's own phoneme recogniser, and the tracks that the LM trains on.
+
+`add_alignment` writes `align.i16`: for every utterance the first 50 Hz frame of each phone (with the silence `^` first),
+by `torchaudio.functional.forced_align`. `add_codes` writes the codec's codes. `pointers` turns phone starts into the
+pointer of each 25 Hz frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchaudio.functional import forced_align
+
+from ..codecs.base import Codec
+from ..codecs.semantic import SemanticTokenizer
+from .pack import Pack
+from .tasks.ctc import ctc_targets
+
+__all__ = ["ALIGN_RATE", "add_alignment", "add_codes", "align", "pointers", "progress_of"]
+
+ALIGN_RATE = 50
+Progress = Callable[[Iterable[int], int], Iterable[int]]
+
+
+@torch.inference_mode()
+def align(model: SemanticTokenizer, audio: Tensor, phones: tuple[str, ...] | list[str]) -> np.ndarray | None:
+    """First 50 Hz frame of `^` and of each phone, int `[1 + phone]`; None if the phones cannot fit into the audio.
+
+    Args:
+        audio: `[1, 1, sample]` at the model's rate.
+    """
+    ids = {s: i for i, s in enumerate(model.config.symbols)}
+    targets = torch.tensor([[ids[s] for s in ctc_targets(tuple(phones))]], dtype=torch.int32)
+    log_probs = model(audio).log_probs.cpu()
+    repeats = int((targets[0, 1:] == targets[0, :-1]).sum())
+    if targets.shape[1] + repeats > log_probs.shape[1]:
+        return None
+    path, _ = forced_align(log_probs.contiguous(), targets, blank=0)
+    return _starts(path[0].numpy(), targets.shape[1])
+
+
+def _starts(path: np.ndarray, count: int) -> np.ndarray:
+    """Start of each target in a best path; blanks belong to the target before them."""
+    previous = np.concatenate([[0], path[:-1]])
+    begins = np.flatnonzero((path != 0) & (path != previous))
+    starts = begins[:count].astype(np.int16)
+    starts[0] = 0
+    return starts
+
+
+def add_alignment(pack: Pack, model: SemanticTokenizer, progress: Progress | None = None) -> None:
+    """Adds `align.i16`; an utterance that cannot be aligned gets an empty row and is not used for language models."""
+
+    def rows() -> Iterator[np.ndarray]:
+        indices: Iterable[int] = range(len(pack))
+        for i in progress(indices, len(pack)) if progress else indices:
+            starts = align(model, torch.from_numpy(pack.wave(i))[None, None], pack.entries[i].phones)
+            yield np.zeros(0, np.int16) if starts is None else starts
+
+    pack.write_track("align.i16", rows(), np.int16)
+
+
+@torch.inference_mode()
+def add_codes(pack: Pack, codec: Codec, name: str, progress: Progress | None = None) -> None:
+    """Adds `codes.NAME.u16`: `[frame, codebook]` of every utterance."""
+
+    def rows() -> Iterator[np.ndarray]:
+        indices: Iterable[int] = range(len(pack))
+        for i in progress(indices, len(pack)) if progress else indices:
+            codes, _ = codec.encode(torch.from_numpy(pack.wave(i))[None, None])
+            yield codes[0].T.numpy().astype(np.uint16)
+
+    pack.write_track(f"codes.{name}.u16", rows(), np.uint16)
+
+
+def pointers(starts: np.ndarray, frames: int, per_frame: int = ALIGN_RATE // 25) -> np.ndarray:
+    """Phone index of each codec frame `[frames]`: the phone that sounds in the middle of the frame.
+
+    The pointer begins at 0 and ends at the last phone; phones shorter than a frame may be passed over.
+    """
+    middle = np.arange(frames) * per_frame + per_frame // 2
+    pointer = np.searchsorted(starts, middle, side="right") - 1
+    if frames:
+        pointer[0] = 0
+    return np.maximum.accumulate(np.maximum(pointer, 0))
+
+
+def progress_of(pointer: np.ndarray) -> np.ndarray:
+    """Frames already spent in the phone, for each frame: 0 where it begins."""
+    index = np.arange(len(pointer))
+    begins = np.concatenate([[True], pointer[1:] != pointer[:-1]]) if len(pointer) else np.zeros(0, bool)
+    return index - np.maximum.accumulate(np.where(begins, index, 0))
+
+
+def speaking_rate(starts: np.ndarray, phones: tuple[str, ...] | list[str], is_pause: Callable[[str], bool],
+                  end: int) -> float:
+    """Phones per second outside pauses."""
+    spans = np.diff(np.append(starts, end))[1:]
+    spoken = np.array([not is_pause(p) for p in phones])
+    seconds = spans[spoken].sum() / ALIGN_RATE
+    return float(spoken.sum() / max(seconds, 0.1))
+
+
+def alignment_summary(pack: Pack) -> dict[str, Any]:
+    """How many utterances are aligned, and the mean length of pauses and phones in seconds."""
+    track, offsets = pack.track("align.i16", np.int16)
+    lengths = np.diff(offsets)
+    return {"utterances": len(pack), "aligned": int((lengths > 0).sum())}

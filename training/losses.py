@@ -1,0 +1,50 @@
+"""Reconstruction losses on waveforms. Three STFT resolutions: small FFTs cost as much as the network does on a CPU."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchaudio.functional import melscale_fbanks
+
+__all__ = ["SpectralLoss"]
+
+
+class SpectralLoss(nn.Module):
+    """Multi-resolution STFT loss (log-magnitude L1 + spectral convergence, Yamamoto et al. 2020) and log-mel L1.
+
+    `forward(y, x)`: audio `[batch, sample]` of the model and of the target -> dictionary of scalars.
+    """
+
+    bank: Tensor
+
+    def __init__(
+        self,
+        sample_rate: int = 24_000,
+        resolutions: tuple[tuple[int, int], ...] = ((2048, 512), (1024, 256), (256, 64)),
+        mels: int = 100,
+    ) -> None:
+        super().__init__()
+        self.resolutions = resolutions
+        self.register_buffer("bank", melscale_fbanks(513, 0.0, sample_rate / 2, mels, sample_rate, "slaney", "slaney"))
+        for n_fft, _ in resolutions:
+            self.register_buffer(f"window_{n_fft}", torch.hann_window(n_fft))
+
+    def forward(self, y: Tensor, x: Tensor) -> dict[str, Tensor]:
+        stft = y.new_zeros(())
+        mel = y.new_zeros(())
+        for n_fft, hop in self.resolutions:
+            a, b = self._magnitude(y, n_fft, hop), self._magnitude(x, n_fft, hop)
+            stft = stft + F.l1_loss((a + 1e-4).log(), (b + 1e-4).log()) + (a - b).norm() / b.norm().clamp(min=1e-3)
+            if n_fft == 1024:
+                mel = F.l1_loss(self._log_mel(a), self._log_mel(b))
+        return {"stft": stft / len(self.resolutions), "mel": mel}
+
+    def _magnitude(self, audio: Tensor, n_fft: int, hop: int) -> Tensor:
+        window = getattr(self, f"window_{n_fft}")
+        spectra = torch.stft(audio, n_fft, hop, n_fft, window, center=True, return_complex=True)
+        # The epsilon keeps the gradient of the square root finite at silence.
+        return (spectra.real.square() + spectra.imag.square() + 1e-9).sqrt()
+
+    def _log_mel(self, magnitude: Tensor) -> Tensor:
+        return (magnitude.transpose(1, 2) @ self.bank).clamp(min=1e-5).log()

@@ -1,0 +1,185 @@
+"""Trains the native codec on random crops: reconstruction, commitment, semantic distillation, and F0 for the harmonic head.
+
+Stage A of research (no discriminator). `freeze_encoder` continues with the decoder alone: the codes stay what they are, so
+language models trained on them stay valid while the sound improves.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from ...codecs.loading import load_semantic
+from ...codecs.native import XCodec, XCodecConfig, XCodecOutput
+from ...codecs.semantic import SemanticTokenizer
+from ..losses import SpectralLoss
+from ..pack import F0_HOP
+from ..recipe import Recipe
+from ..sampling import Mixture
+
+__all__ = ["CodecTask"]
+
+
+class Options(BaseModel):
+    """Attributes:
+    teacher: folder or name of the semantic tokenizer whose features are distilled; None for no semantic loss.
+    crop: seconds per item.
+    full_share, one_share: share of items that keep all codebooks, and only the first (quantizer dropout).
+    bypass: share of items whose latents pass unquantized.
+    predicted_f0: share of steps in which the head must use its own F0, as it does in use.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    teacher: str | None = None
+    crop: float = 0.96
+    full_share: float = 0.6
+    one_share: float = 0.1
+    bypass: float = 0.1
+    predicted_f0: float = 0.1
+    stft: float = 1.0
+    mel: float = 1.0
+    commit: float = 0.25
+    semantic: float = 0.5
+    student: float = 0.25
+    f0: float = 2.0
+    voicing: float = 0.5
+    kl: float = 1e-3
+    freeze_encoder: bool = False
+    gain_db: tuple[float, float] = (-10.0, 2.0)
+
+
+class CodecTask:
+    def __init__(self, recipe: Recipe) -> None:
+        self.options = Options.model_validate(recipe.options)
+        self.settings = XCodecConfig.model_validate(recipe.model)
+        self.model = XCodec(self.settings)
+        if recipe.init is not None:
+            _start_from(self.model, recipe.init)
+        teacher = load_semantic(self.options.teacher) if self.options.teacher else None
+        self.network = _Network(self.model, self.options, teacher)
+        self.mixture = Mixture(recipe.data, longest=60.0)
+        self.samples = round(self.options.crop * self.settings.sample_rate)
+        self.samples -= self.samples % self.settings.frame_size
+        self.count = max(1, round(recipe.batch_seconds / self.options.crop))
+
+    def config(self) -> dict[str, Any]:
+        return {"kind": "codec", **self.settings.model_dump()}
+
+    def batch(self, rng: np.random.Generator, step: int) -> dict[str, Tensor]:
+        audio = np.zeros((self.count, 1, self.samples), np.float32)
+        f0 = np.zeros((self.count, self.samples // F0_HOP), np.float32)
+        for row in range(self.count):
+            pick = self.mixture.utterance(rng)
+            entry = pick.pack.entries[pick.index]
+            # Whole 10 ms steps, so that the stored F0 lines up with the crop.
+            start = int(rng.integers(max(1, entry.samples - self.samples))) // F0_HOP * F0_HOP
+            audio[row, 0] = pick.pack.wave(pick.index, start, self.samples)
+            audio[row, 0] *= 10 ** (rng.uniform(*self.options.gain_db) / 20)
+            track, offsets = pick.pack.track("f0.f16", np.float16)
+            hertz = track[offsets[pick.index] : offsets[pick.index + 1], 0][start // F0_HOP :][: f0.shape[1]]
+            f0[row, : len(hertz)] = hertz
+        levels = np.where(
+            rng.random(self.count) < self.options.full_share,
+            self.settings.codebooks,
+            rng.integers(1, self.settings.codebooks + 1, self.count),
+        )
+        levels[rng.random(self.count) < self.options.one_share] = 1
+        bypass = rng.random(self.count) < self.options.bypass
+        return {
+            "audio": torch.from_numpy(audio),
+            "f0": torch.from_numpy(f0),
+            "levels": torch.from_numpy(levels),
+            "bypass": torch.from_numpy(bypass),
+            "own_f0": torch.tensor(rng.random() < self.options.predicted_f0),
+        }
+
+
+class _Network(nn.Module):
+    """Codec and losses. The teacher is kept out of `parameters()` and always in eval mode: X-Codec's trainer leaves its
+    teacher's dropout on, which makes the targets noisy."""
+
+    def __init__(self, model: XCodec, options: Options, teacher: SemanticTokenizer | None) -> None:
+        super().__init__()
+        self.model, self.options = model, options
+        self.spectral = SpectralLoss(model.sample_rate)
+        self._teacher = [teacher.eval().requires_grad_(False)] if teacher is not None else []
+        if options.freeze_encoder:
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name.split(".")[0] in _DECODER)
+
+    def train(self, mode: bool = True) -> _Network:
+        super().train(mode)
+        if self.options.freeze_encoder:
+            self.model.quantizer.eval()  # codebooks must not move either
+        return self
+
+    def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        o = self.options
+        audio, f0 = batch["audio"], batch["f0"]
+        teacher = self._features(audio)
+        given = None if bool(batch["own_f0"]) else f0
+        out = self.model(
+            audio, given, batch["levels"], batch["bypass"], teacher if self.model.config.semantic == "teacher_input" else None
+        )
+        losses = self.spectral(out.head.audio, audio[:, 0])
+        total = o.stft * losses["stft"] + o.mel * losses["mel"]
+        for name, value in out.quantized.losses.items():
+            losses[name] = value
+            total = total + getattr(o, name) * value
+        if out.head.log_f0 is not None and out.head.voicing is not None:
+            losses |= _pitch_losses(out, f0)
+            total = total + o.f0 * losses["f0"] + o.voicing * losses["voicing"]
+        if teacher is not None:
+            losses |= _semantic_losses(out, teacher)
+            total = total + o.semantic * losses["semantic"] + o.student * losses.get("student", 0.0)
+        if isinstance(self.model.quantizer, nn.Module) and hasattr(self.model.quantizer, "usage"):
+            usage = self.model.quantizer.usage
+            losses["used"] = (usage > 0.1 * usage.mean(1, keepdim=True)).float().mean()
+        return {"loss": total, **losses}
+
+    @torch.no_grad()
+    def _features(self, audio: Tensor) -> Tensor | None:
+        if not self._teacher:
+            return None
+        return self._teacher[0].to(audio.device)(audio).features
+
+
+_DECODER = ("post", "decoder_slow", "unfold", "decoder_fast", "norm", "head")
+
+
+def _pitch_losses(out: XCodecOutput, f0: Tensor) -> dict[str, Tensor]:
+    assert out.head.log_f0 is not None and out.head.voicing is not None
+    voiced = (f0 > 0).float()
+    error = (out.head.log_f0 - f0.clamp(min=50.0).log()).abs()
+    return {
+        "f0": (error * voiced).sum() / voiced.sum().clamp(min=1.0),
+        "voicing": F.binary_cross_entropy_with_logits(out.head.voicing, voiced),
+    }
+
+
+def _semantic_losses(out: XCodecOutput, teacher: Tensor) -> dict[str, Tensor]:
+    """MSE + (1 - cosine) of the features rebuilt after the bottleneck, and of the student's before it."""
+
+    def distance(x: Tensor) -> Tensor:
+        return F.mse_loss(x, teacher) + (1 - F.cosine_similarity(x, teacher, 1)).mean()
+
+    losses = {}
+    if out.semantic is not None:
+        losses["semantic"] = distance(out.semantic)
+    if out.student is not None:
+        losses["student"] = distance(out.student)
+    return losses
+
+
+def _start_from(model: XCodec, checkpoint: Path) -> None:
+    from safetensors.torch import load_file
+
+    path = checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint
+    model.load_state_dict(load_file(path))

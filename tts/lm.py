@@ -1,0 +1,172 @@
+"""The speech language model: layout x pattern x backbone x head.
+
+This file holds the `pointer` layout, frame-synchronous with the text: at every frame the model sees the phone that it is
+in (with its neighbours, through a small convolutional encoder), the next one, and for how many frames it has been there. It
+predicts the frame's codes and by how many phones to advance (0..4). Skips and repeats are impossible by construction, and
+timestamps, speed and pauses fall out. The idea is CTC-TTS's frame-synchronous layout and VAT's monotonic pointer, with the
+advance as a plain classification.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from ..nn.conv import ConvNeXtBlock
+from ..nn.state import State, StreamingModule
+from ..nn.transformer import Transformer, TransformerConfig
+from .heads import CategoricalHead
+from .patterns import make_pattern
+from .phones import PAUSES, PHONE_IDS, PHONES, START
+
+__all__ = ["PhoneFeatures", "SpeechLM", "SpeechLMConfig", "phone_features"]
+
+
+class SpeechLMConfig(BaseModel):
+    """Sizes and parts.
+
+    Attributes:
+        codebooks, vocab: of the codec whose codes are modelled.
+        pattern: `parallel`, `delay` or `delay:...` (see `tts/patterns.py`).
+        chain: codes of a step are drawn one after the other (see `tts/heads.py`).
+        voices: names; the index is the speaker id. rates: mean phones per second of each voice outside pauses.
+        advance: largest number of phones that one frame may advance.
+        longest: frames after which the model counts no further in one phone.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    codebooks: int = 8
+    vocab: int = 1024
+    pattern: str = "parallel"
+    chain: bool = True
+    head_hidden: int = 256
+    backbone: TransformerConfig = TransformerConfig(window=256, slack=16)
+    phone_blocks: int = 3
+    phone_kernel: int = 5
+    phone_hidden: int = 512
+    voices: tuple[str, ...] = ("default",)
+    rates: tuple[float, ...] = ()
+    advance: int = 4
+    longest: int = 31
+
+
+@dataclass(frozen=True)
+class PhoneFeatures:
+    """What the model reads of a text: LongTensors `[phone]`. Index 0 is the silence before the utterance."""
+
+    phones: Tensor
+    word_start: Tensor
+    upcoming: Tensor
+
+    def __len__(self) -> int:
+        return len(self.phones)
+
+
+def phone_features(phones: tuple[str, ...] | list[str], word_starts: set[int] | frozenset[int]) -> PhoneFeatures:
+    """Features of an utterance's phones; `word_starts` are the indices of the phones that begin a word.
+
+    `upcoming` is the kind of the next pause (1..4 for , . ? !): a question is heard long before its question mark.
+    """
+    kinds = {pause: i + 1 for i, pause in enumerate(PAUSES)}
+    upcoming, kind = [], 0
+    for phone in reversed(phones):
+        kind = kinds.get(phone, kind)
+        upcoming.append(kind)
+    upcoming.append(upcoming[-1] if upcoming else 0)
+    starts = [0, *(int(i in word_starts) for i in range(len(phones)))]
+    ids = [PHONE_IDS[START], *(PHONE_IDS[p] for p in phones)]
+    return PhoneFeatures(torch.tensor(ids), torch.tensor(starts), torch.tensor(upcoming[::-1]))
+
+
+class PhoneEncoder(nn.Module):
+    """Phones `[batch, phone]` -> `[batch, phone, width]` with a few phones of context on either side (not the whole
+    sentence, so that text may arrive in pieces)."""
+
+    def __init__(self, config: SpeechLMConfig) -> None:
+        super().__init__()
+        width = config.backbone.width
+        self.phone = nn.Embedding(len(PHONES), width)
+        self.word_start = nn.Embedding(2, width)
+        self.upcoming = nn.Embedding(len(PAUSES) + 1, width)
+        self.blocks = nn.ModuleList(
+            ConvNeXtBlock(width, config.phone_hidden, config.phone_kernel, causal=False)
+            for _ in range(config.phone_blocks)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.context = config.phone_blocks * (config.phone_kernel // 2)
+        for table in (self.phone, self.word_start, self.upcoming):
+            nn.init.normal_(table.weight, std=0.5)
+
+    def forward(self, phones: Tensor, word_start: Tensor, upcoming: Tensor) -> Tensor:
+        keep = (phones != 0)[:, None].float()
+        x = (self.phone(phones) + self.word_start(word_start) + self.upcoming(upcoming)).transpose(1, 2) * keep
+        for block in self.blocks:
+            x = block(x) * keep  # padding stays zero, so that a batch equals its items alone
+        return self.norm(x.transpose(1, 2))
+
+
+class SpeechLM(StreamingModule):
+    """Pointer-layout language model over codec codes."""
+
+    def __init__(self, config: SpeechLMConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.backbone.width
+        self.pattern = make_pattern(config.pattern, config.codebooks, config.vocab)
+        self.phones = PhoneEncoder(config)
+        self.next_phone = nn.Linear(width, width, bias=False)
+        self.progress = nn.Embedding(config.longest + 1, width)
+        self.voice = nn.Embedding(len(config.voices), width)
+        self.rate = nn.Parameter(torch.zeros(width))
+        self.backbone = Transformer(config.backbone)
+        self.head = CategoricalHead(width, config.codebooks, config.vocab, config.head_hidden, config.chain)
+        self.input_scale = nn.Parameter(torch.tensor(8.0))  # the code table is small at the start, phones are not
+        self.advance = nn.Linear(width, config.advance + 1)
+        nn.init.normal_(self.progress.weight, std=0.5)
+        nn.init.normal_(self.voice.weight, std=0.5)
+        nn.init.normal_(self.next_phone.weight, std=width**-0.5)
+
+    def init_state(self, batch: int) -> State:
+        return self._state_of(batch, backbone=self.backbone)
+
+    def inputs(
+        self, previous: Tensor, here: Tensor, ahead: Tensor, progress: Tensor, voice: Tensor, rate: Tensor
+    ) -> Tensor:
+        """Inputs of the backbone `[batch, step, width]`.
+
+        Args:
+            previous: LongTensor `[batch, K, step]`, the codes of the step before (id `vocab` = none).
+            here, ahead: encoded current and next phone `[batch, step, width]`.
+            progress: LongTensor `[batch, step]`, frames spent in the phone so far.
+            voice: LongTensor[batch]. rate: `[batch]`, log of the speaking rate relative to the voice's mean.
+        """
+        x = self.head.embed(previous) * self.input_scale + here + self.next_phone(ahead)
+        x = x + self.progress(progress.clamp(max=self.config.longest))
+        return x + (self.voice(voice) + rate[:, None] * self.rate)[:, None]
+
+    def hidden(
+        self, previous: Tensor, encoded: Tensor, pointer: Tensor, progress: Tensor, voice: Tensor, rate: Tensor,
+        state: State | None = None,
+    ) -> Tensor:
+        """Hidden states `[batch, step, width]`; the same path in training and, with a state, step by step.
+
+        Args:
+            encoded: `[batch, phone, width]` from `phones`. pointer: LongTensor `[batch, step]` into it.
+        """
+        width = encoded.shape[-1]
+
+        def at(index: Tensor) -> Tensor:
+            index = index.clamp(max=encoded.shape[1] - 1)
+            return encoded.gather(1, index[..., None].expand(-1, -1, width))
+
+        x = self.inputs(previous, at(pointer), at(pointer + 1), progress, voice, rate)
+        return self.backbone(x, None if state is None else state.child("backbone"))
+
+    def shift(self, steps: Tensor) -> Tensor:
+        """Teacher forcing: the codes of the step before, `[batch, K, step]`, empty at the first."""
+        return F.pad(steps, (1, 0), value=self.config.vocab)[..., :-1]
