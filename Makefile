@@ -24,7 +24,7 @@ $(PY):
 
 # Core: what `quaver say` needs. The link lets pyright find the package (see pyproject.toml).
 $(CORE): pyproject.toml constraints.txt | $(PY)
-	$(PIP) -q --upgrade pip "setuptools>=68"
+	$(PIP) -q --upgrade pip
 	$(PIP) -e .
 	mkdir -p $(VENV)/src && ln -sfn ../.. $(VENV)/src/quaver
 	@touch $@
