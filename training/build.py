@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -24,7 +26,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ from .teachers import SAMPLE_RATE, Teacher, TeacherSpec, load_teacher
 __all__ = ["LIMITS", "Limits", "VoiceReport", "build_corpus", "import_corpus", "read_texts"]
 
 PEAK = 0.7
-CHUNK = 8  # tasks that one process takes at a time
+CHUNK = 4  # tasks that one process takes at a time
 Tick = Callable[[str, float, float], None]
 
 
@@ -77,7 +79,7 @@ class VoiceReport:
 
     hours: float = 0.0
     utterances: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)
+    rejected: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
     complete: bool = True
 
@@ -252,14 +254,24 @@ def _run(
                 tick(label, float(number) if goal is None else seconds, total)
             if goal is not None and seconds >= goal:
                 break
+    _sweep(out, label)
     report.hours = round(seconds / 3600, 4)
     report.complete = goal is None or seconds >= goal
     return report
 
 
+def _sweep(out: Path, label: str) -> None:
+    """Removes what no journal row names: files made ahead of the goal, and parts that a kill left."""
+    known = _read_journal(out / "journal" / f"{label}.jsonl", out)
+    for path in (out / label).iterdir():
+        ours = path.name.startswith(f"{label}-") or ".part." in path.name
+        if ours and path.stem not in known:
+            path.unlink()
+
+
 def _count(report: VoiceReport, row: dict[str, Any]) -> None:
     if "rejected" in row:
-        report.rejected[row["rejected"]] += 1
+        report.rejected[row["rejected"]] = report.rejected.get(row["rejected"], 0) + 1
         report.examples.setdefault(row["rejected"], f"{row['id']}: {row['text'][:60]}")
     else:
         report.utterances += 1
@@ -290,13 +302,25 @@ def _results(
         yield (done.get(task.id) or make_utterance(task, str(out), kokoro) for task in tasks)
         return
     # spawn: a forked copy of a process with running torch threads can hang
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_die_with_parent)
     try:
-        yield _ahead(pool, tasks, done, out, 3 * jobs, kokoro)
+        yield _ahead(pool, tasks, done, out, 2 * jobs, kokoro)
     except BrokenProcessPool:
         raise QuaverError("a process of the build was killed (out of memory?); the same command goes on") from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _die_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+    parent = parent_process()
+
+    def watch() -> None:
+        if parent:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _ahead(
@@ -427,7 +451,7 @@ def _finish(out: Path, reports: dict[str, VoiceReport]) -> None:
         done = _read_journal(out / "journal" / f"{label}.jsonl", out)
         rows += _within([row for row in done.values() if "rejected" not in row], known[label]["utterances"])
     if not rows:
-        reasons = Counter[str]()
+        reasons: Counter[str] = Counter()
         for report in known.values():
             reasons.update(report["rejected"])
         raise QuaverError(f"nothing usable was made: {dict(reasons.most_common(3))}; see {path}")

@@ -97,8 +97,10 @@ def _item(row: dict[str, Any], folder: Path, where: str) -> Item:
 def _flat_cut(cut: dict[str, Any]) -> dict[str, Any]:
     """A lhotse MonoCut as the flat row of the simple format."""
     supervision = cut["supervisions"][0]
+    if cut.get("start"):
+        raise ValueError("a cut from within a recording; write each utterance to a file of its own first")
     return {
-        "id": cut["id"],
+        "id": supervision.get("id") or cut["id"],
         "path": cut["recording"]["sources"][0]["source"],
         "text": supervision["text"],
         "voice": supervision["speaker"],

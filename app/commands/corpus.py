@@ -1,0 +1,138 @@
+"""`quaver corpus`: speech to train on, made by teacher voices or imported, and packed for the trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ...errors import BadInput
+from ..files import check_readable
+
+if TYPE_CHECKING:
+    from ...training.build import VoiceReport
+
+app = typer.Typer(help="Make, import and pack speech corpora for training.", no_args_is_help=True)
+
+OUT = Annotated[Path, typer.Option("--out", "-o", help="Folder of the corpus; a stopped run goes on in it.")]
+JOBS = Annotated[int, typer.Option("--jobs", "-j", min=1, max=256, help="Processes, one thread each.")]
+QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no table.")]
+
+
+@app.command("build")
+def build(
+    out: OUT,
+    teacher: Annotated[
+        list[str], typer.Option("--teacher", "-t", help="NAME, NAME:VOICE or NAME:VOICE=HOURS; repeat for more voices.")
+    ],
+    texts: Annotated[Path, typer.Option("--texts", help="Sentences to read, one a line.")],
+    hours: Annotated[float, typer.Option("--hours", min=0, help="Hours for each teacher that names none.")] = 1.0,
+    exclude: Annotated[
+        list[Path] | None, typer.Option("--exclude", help="Sentences never to read (held-out texts); repeat for more.")
+    ] = None,
+    speed_range: Annotated[
+        tuple[float, float], typer.Option("--speed-range", help="Slowest and fastest pace, drawn evenly.")
+    ] = (0.9, 1.15),
+    seed: Annotated[int, typer.Option("--seed", help="Which sentences, at which pace.")] = 0,
+    jobs: JOBS = 1,
+    kokoro_dir: Annotated[
+        Path | None, typer.Option("--kokoro-dir", envvar="KOKORO_DIR", help="Folder of the Kokoro model.")
+    ] = None,
+    quiet: QUIET = False,
+) -> None:
+    """Let teacher voices read sentences: 24 kHz FLAC, phonemes, a lhotse manifest and a report."""
+    from ...training.build import build_corpus, read_texts
+    from ...training.teachers import parse_teacher
+
+    specs = [parse_teacher(text, hours) for text in teacher]
+    sentences = read_texts(check_readable(texts, "text file"), exclude or ())
+    kokoro = str(kokoro_dir) if kokoro_dir else None
+    with _progress(quiet) as tick:
+        reports = build_corpus(
+            out, specs, sentences, seed=seed, speeds=speed_range, jobs=jobs, kokoro=kokoro, tick=tick
+        )
+    _show(reports, out, quiet)
+
+
+@app.command("import")
+def import_(
+    out: OUT,
+    manifest: Annotated[Path, typer.Option("--manifest", "-m", help="JSON lines: path, text, maybe voice, phonemes.")],
+    voice: Annotated[str, typer.Option("--voice", help="Speaker of every row, whatever the rows say.")] = "",
+    jobs: JOBS = 1,
+    quiet: QUIET = False,
+) -> None:
+    """Take over existing speech of any audio format."""
+    from ...training.build import import_corpus
+
+    check_readable(manifest, "manifest")
+    with _progress(quiet) as tick:
+        reports = import_corpus(out, manifest, voice=voice, jobs=jobs, tick=tick)
+    _show(reports, out, quiet)
+
+
+@app.command("pack")
+def pack(
+    manifest: Annotated[Path, typer.Argument(help="manifest.jsonl.gz of a corpus, or plain JSON lines.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the pack.")],
+    hours: Annotated[float | None, typer.Option("--hours", min=0, help="Only the first so many hours.")] = None,
+    jobs: JOBS = 1,
+    f0: Annotated[bool, typer.Option("--f0/--no-f0", help="Add pitch tracks (harmonic decoder, evaluation).")] = True,
+    quiet: QUIET = False,
+) -> None:
+    """Lay a corpus out for training: all audio in one memory-mapped file."""
+    from ...training.pack import add_f0, pack_manifest
+
+    check_readable(manifest, "manifest")
+    with _progress(quiet) as tick:
+
+        def counted(items: Iterable[Any], total: int) -> Iterator[Any]:
+            for number, item in enumerate(items, 1):
+                yield item
+                tick("pack", number, total)
+
+        made = pack_manifest(manifest, out, hours=hours, jobs=jobs, progress=counted)
+    if f0:
+        add_f0(made, jobs)
+    if not quiet:
+        seconds = sum(entry.seconds for entry in made.entries)
+        typer.echo(f"{out}: {len(made)} utterances, {seconds / 3600:.2f} h", err=True)
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Any]:
+    """A function (name, done, total) that draws one bar a name on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as bars:
+        known: dict[str, Any] = {}
+
+        def tick(name: str, done: float, total: float) -> None:
+            if name not in known:
+                known[name] = bars.add_task(name, total=total)
+            bars.update(known[name], completed=min(done, total))
+
+        yield tick
+
+
+def _show(reports: dict[str, VoiceReport], out: Path, quiet: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("voice", "hours", "utterances", "left out", title=str(out / "manifest.jsonl.gz"))
+    for label, report in reports.items():
+        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(report.rejected.items()))
+        table.add_row(label, f"{report.hours:.3f}", str(report.utterances), reasons or "-")
+    if not quiet:
+        Console(stderr=True).print(table)
+    short = [label for label, report in reports.items() if not report.complete]
+    if short:
+        raise BadInput(
+            f"the texts ran out before {', '.join(short)} had read the hours asked for; what there is, is written. "
+            "Give more texts or fewer hours"
+        )
