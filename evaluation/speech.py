@@ -64,7 +64,7 @@ def judge_voice(
                 tick()
 
     system = score(voice.name, samples(), metrics, judges, voice=voice.voice)
-    if voice.timed and "cpu_rtf" in metrics:
+    if voice.takes_long_text and "cpu_rtf" in metrics:
         seconds = [float(row.get("audio_seconds", 0.0)) for row in system.rows]
         found = length_scaling(voice, texts, seconds, seed=seed)
         system = replace(system, extra={**system.extra, "length_scaling": found} if found else system.extra)

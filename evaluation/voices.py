@@ -19,8 +19,6 @@ __all__ = [
     "teacher_voice",
 ]  # fmt: skip
 
-TEACHER_RATE = 24_000
-
 
 @dataclass(frozen=True)
 class Spoken:
@@ -35,11 +33,12 @@ class Spoken:
 
 
 class Voice(Protocol):
-    """Something that says a text. `timed`: whether its times mean anything."""
+    """Something that says a text. `timed`: whether its times mean anything; `takes_long_text`: any length in one go."""
 
     name: str
     voice: str
     timed: bool
+    takes_long_text: bool
 
     def say(self, index: int, text: str, seed: int) -> Spoken: ...
 
@@ -67,6 +66,7 @@ class StreamingVoice:
     """A voice of a synthesizer, listened to as it streams."""
 
     timed = True
+    takes_long_text = True
 
     def __init__(self, synthesizer: SynthesizerLike, name: str, voice: str) -> None:
         self._synthesizer = synthesizer
@@ -90,9 +90,11 @@ class TeacherVoice:
     """A voice of training/teachers.py: the same judges on the same sentences show what the data could teach."""
 
     timed = True
+    takes_long_text = False
 
-    def __init__(self, teacher: Any, name: str, voice: str) -> None:
+    def __init__(self, teacher: Any, sample_rate: int, name: str, voice: str) -> None:
         self._teacher = teacher
+        self._sample_rate = sample_rate
         self.name = name
         self.voice = voice
 
@@ -100,7 +102,7 @@ class TeacherVoice:
         wall, cpu = time.perf_counter(), time.process_time()
         samples = self._teacher.say(text, self.voice, 1.0, np.random.default_rng(seed))[0]
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        return Spoken(np.asarray(samples, np.float32), TEACHER_RATE, wall, cpu)
+        return Spoken(np.asarray(samples, np.float32), self._sample_rate, wall, cpu)
 
 
 class RecordedVoice:
@@ -112,6 +114,7 @@ class RecordedVoice:
     """
 
     timed = False
+    takes_long_text = False
 
     def __init__(self, folder: Path, name: str | None = None) -> None:
         self.name = name or folder.name
@@ -140,17 +143,15 @@ def teacher_voice(spec: str) -> TeacherVoice:
         BadInput: no such teacher or voice. MissingExtra, MissingFile: it is not installed.
     """
     try:
-        from ..training.teachers import TEACHERS
+        from ..training.teachers import SAMPLE_RATE, load_teacher
     except ImportError as error:
         raise MissingExtra(f"teachers need the training extra ({error.name}): pip install 'quaver[train]'") from None
     name, _, voice = spec.partition(":")
-    if name not in TEACHERS:
-        raise BadInput(f"there is no teacher {name}; choose from {', '.join(TEACHERS)}")
-    teacher: Any = TEACHERS[name]()
-    voices = tuple(teacher.voices)
+    teacher = load_teacher(name)
+    voices = teacher.voices
     if voice and voice not in voices:
         raise BadInput(f"{name} has no voice {voice}; choose from {', '.join(voices)}")
-    return TeacherVoice(teacher, name, voice or voices[0])
+    return TeacherVoice(teacher, SAMPLE_RATE, name, voice or voices[0])
 
 
 def read_mono(path: Path, sample_rate: int | None = None) -> tuple[np.ndarray, int]:
