@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from typer.testing import CliRunner
 
+from quaver.app.commands.corpus import app
 from quaver.errors import BadInput, ConfigError, CorruptFile, MissingFile, QuaverError
 from quaver.training import build
 from quaver.training.build import build_corpus, import_corpus, problem, read_texts
@@ -132,7 +134,7 @@ def test_several_processes_make_the_same_corpus_even_after_a_kill(corpus: Path, 
     if first.poll() is None:
         os.kill(first.pid, signal.SIGKILL)
     first.wait()
-    subprocess.run(command, check=True, timeout=120)
+    build_corpus(out, SPECS, TEXTS, seed=5, jobs=2)
     assert audio_bytes(out) == audio_bytes(corpus)
 
 
@@ -204,6 +206,21 @@ def test_existing_speech_is_imported(tmp_path: Path) -> None:
     assert items[0].phones == items[1].phones
     assert [item.seconds for item in items] == [1.0, 1.0]
     assert sum(reports["in"].rejected.values()) == 1
+
+
+def test_the_command_builds_and_packs(tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    out, texts = str(tmp_path / "c"), str(tmp_path / "texts.txt")
+    command = ["build", "--out", out, "--teacher", f"hibari={THREE:.6f}", "--texts", texts, "--speed-range", "1", "1"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert "hibari" in done.stderr
+    done = CliRunner().invoke(app, ["pack", f"{out}/manifest.jsonl.gz", str(tmp_path / "p"), "--no-f0", "-q"])
+    assert done.exit_code == 0, done.output
+    index = [json.loads(line) for line in (tmp_path / "p" / "index.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in index] == [item.id for item in load_manifest(tmp_path / "c" / "manifest.jsonl.gz")]
+    refused = CliRunner().invoke(app, ["build", "--out", out, "--teacher", "siri", "--texts", texts])
+    assert isinstance(refused.exception, BadInput)
 
 
 def test_a_manifest_still_being_written_is_read_up_to_its_last_whole_line(tmp_path: Path) -> None:
