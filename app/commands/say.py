@@ -34,7 +34,7 @@ def say(
     voice: Annotated[str | None, typer.Option("--voice", help="A name that `quaver voices` lists.")] = None,
     model: Annotated[str, typer.Option("--model", help="Bundled model, or a folder.")] = "default",
     speed: Annotated[float, typer.Option("--speed", help="0.5 (slow) to 2 (fast).")] = 1.0,
-    pause: Annotated[float, typer.Option("--pause", help="Length of pauses, 0 to 5 times the usual.")] = 1.0,
+    pause: Annotated[float, typer.Option("--pause", help="Length of pauses, 0.1 to 5 times the usual.")] = 1.0,
     temperature: Annotated[float | None, typer.Option("--temperature", help="0 (always the likeliest) to 2.")] = None,
     codebooks: Annotated[
         int | None, typer.Option("--codebooks", help="Decode only the first so many codebooks.")
@@ -46,7 +46,7 @@ def say(
 ) -> None:
     """Speak a text into a file, a pipe or the loudspeaker."""
     _check_range("--speed", speed, 0.5, 2.0)
-    _check_range("--pause", pause, 0.0, 5.0)
+    _check_range("--pause", pause, 0.1, 5.0)
     _check_range("--temperature", temperature, 0.0, 2.0)
     _check_range("--threads", threads, 1, 256)
     wanted, name = _source(text, file)
@@ -75,7 +75,7 @@ def say(
 
 
 def voices(model: Annotated[str, typer.Option("--model", help="Bundled model, or a folder.")] = "default") -> None:
-    """List the voices of a model, the default voice first."""
+    """List the voices of a model."""
     from ...tts.synthesizer import Synthesizer
 
     for name in Synthesizer.load(model).voices:
