@@ -17,7 +17,7 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
     rng = np.random.default_rng(5)
     inside = 0
     for trial in range(200):
-        figure = bootstrap_ratio(rng.binomial(10, 0.1, 60), [10.0] * 60, seed=trial)
+        figure = bootstrap_ratio(rng.binomial(10, 0.1, 60).tolist(), [10.0] * 60, seed=trial)
         assert figure.low is not None
         assert figure.high is not None
         assert figure.low <= figure.value <= figure.high

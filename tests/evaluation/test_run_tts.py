@@ -71,6 +71,7 @@ def test_every_voice_gets_a_row_and_all_of_them_a_mean(texts: Path, tmp_path: Pa
     assert low["audio_seconds"].value == pytest.approx(0.1 * (15 + 17 + 19), abs=0.01)
     assert low["cpu_rtf"].value == pytest.approx(4 * 3 * 0.002 / 5.1, rel=0.7)
     assert 0 < low["first_share"].value < 90
+    assert low["first_audio"].value >= 2.0  # the work of the first word, not the empty chunk before it
     assert (tmp_path / "r" / "eval-tts.json").exists()
     assert [p.name for p in sorted((tmp_path / "wavs" / "low").iterdir())] == ["000.wav", "001.wav", "002.wav"]
     assert model.seeds[:4] == [7, 7, 8, 9]  # one sentence to warm up, then seed + index
