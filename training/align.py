@@ -1,8 +1,8 @@
 """Forced alignment of packed corpora with the project's own phoneme recogniser, and the tracks that the LM trains on.
 
-`add_alignment` writes `align.i16`: for every utterance the first 50 Hz frame of each phone (with the silence `^` first),
-by `torchaudio.functional.forced_align`. `add_codes` writes the codec's codes. `pointers` turns phone starts into the
-pointer of each 25 Hz frame.
+`add_alignment` writes `align.i16`: for every utterance the first 50 Hz frame of each phone (with the silence `^`
+first), by `torchaudio.functional.forced_align`. `add_codes` writes the codec's codes. `pointers` turns phone starts
+into the pointer of each 25 Hz frame.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from torchaudio.functional import forced_align
 
 from ..codecs.base import Codec
 from ..codecs.semantic import SemanticTokenizer
-from .pack import Pack
+from .pack import ALIGN_RATE, Pack
 from .tasks.ctc import ctc_targets
 
-__all__ = ["ALIGN_RATE", "add_alignment", "add_codes", "align", "pointers", "progress_of"]
+__all__ = ["add_alignment", "add_codes", "align", "pointers", "progress_of"]
 
-ALIGN_RATE = 50
 Progress = Callable[[Iterable[int], int], Iterable[int]]
 
 
@@ -96,8 +95,9 @@ def progress_of(pointer: np.ndarray) -> np.ndarray:
     return index - np.maximum.accumulate(np.where(begins, index, 0))
 
 
-def speaking_rate(starts: np.ndarray, phones: tuple[str, ...] | list[str], is_pause: Callable[[str], bool],
-                  end: int) -> float:
+def speaking_rate(
+    starts: np.ndarray, phones: tuple[str, ...] | list[str], is_pause: Callable[[str], bool], end: int
+) -> float:
     """Phones per second outside pauses."""
     spans = np.diff(np.append(starts, end))[1:]
     spoken = np.array([not is_pause(p) for p in phones])

@@ -1,5 +1,5 @@
-"""The one training loop: accelerate for devices and processes, EMA weights, resume, CSV and TensorBoard logs, a progress
-bar with the remaining time.
+"""The one training loop: accelerate for devices and processes, EMA weights, resume, CSV and TensorBoard logs, a
+progress bar with the remaining time.
 
 What is trained is a *task* (`training/tasks/`): it builds the model, draws batches and computes losses. The loop knows
 nothing of audio. Batches depend only on (seed, step, process), so a resumed run sees exactly the data that an
@@ -33,8 +33,8 @@ Batch = Mapping[str, Tensor]
 
 
 class Task(Protocol):
-    """What a task gives to the loop. `network` computes the losses in its `forward(batch, step)`; `model` is the part of it
-    that is saved for use."""
+    """What a task gives to the loop. `network` computes the losses in its `forward(batch, step)`; `model` is the part
+    of it that is saved for use."""
 
     network: nn.Module
     model: nn.Module
@@ -92,7 +92,9 @@ class Trainer:
             losses = self.network(batch, self.step)
         total = losses["loss"]
         if not torch.isfinite(total):
-            raise BadInput(f"the loss became {total.item()} at step {self.step}; lower optimizer.lr, resume from `last`")
+            raise BadInput(
+                f"the loss became {total.item()} at step {self.step}; lower optimizer.lr, resume from `last`"
+            )
         self.accelerator.backward(total)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.optimizer.clip)
         self.optimizer.step()

@@ -21,7 +21,7 @@ class SpectralLoss(nn.Module):
     def __init__(
         self,
         sample_rate: int = 24_000,
-        resolutions: tuple[tuple[int, int], ...] = ((2048, 512), (1024, 256), (256, 64)),
+        resolutions: tuple[tuple[int, int], ...] = ((2048, 512), (1024, 256), (512, 128)),
         mels: int = 100,
     ) -> None:
         super().__init__()

@@ -1,9 +1,10 @@
 """Packed corpora: what training reads, laid out so that a random crop costs one memory-mapped read.
 
 A pack is a folder with `audio.i16` (all utterances back to back, 24 kHz mono int16), `index.jsonl` (one line an
-utterance: id, voice, text, phones, words, first sample, samples), and optional tracks that later stages add, each a flat
-array with its own offsets: `f0.f16` (Hz every 10 ms, 0 = unvoiced), `codes.<model>.u16` (codec codes), and alignments in
-`align.jsonl`.
+utterance: id, voice, text, phones, words, first sample, samples), and optional tracks that later stages add, each a
+flat
+array with its own offsets: `f0.f16` (Hz every 10 ms, 0 = unvoiced), `codes.<model>.u16` (codec codes), and alignments
+in `align.jsonl`.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ import numpy as np
 from ..errors import BadInput, MissingFile
 from .corpus import Item, load_manifest
 
-__all__ = ["F0_HOP", "SAMPLE_RATE", "Entry", "Pack", "pack_manifest"]
+__all__ = ["ALIGN_RATE", "F0_HOP", "SAMPLE_RATE", "Entry", "Pack", "pack_manifest"]
 
 SAMPLE_RATE = 24_000
 F0_HOP = 240
+ALIGN_RATE = 50
+"""Frames per second in which alignments are counted."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,11 @@ def _entry(row: dict[str, Any]) -> Entry:
 
 
 def pack_manifest(
-    manifest: Path, folder: Path, *, hours: float | None = None, jobs: int = 1,
+    manifest: Path,
+    folder: Path,
+    *,
+    hours: float | None = None,
+    jobs: int = 1,
     progress: Callable[[Iterable[Item], int], Iterable[Item]] | None = None,
 ) -> Pack:
     """Packs the items of a manifest (all, or the first `hours`), resampled to 24 kHz mono."""
@@ -149,8 +156,8 @@ def _load_wave(path: str) -> np.ndarray:
 def add_f0(pack: Pack, jobs: int = 1, floor: float = 60.0, ceiling: float = 500.0) -> None:
     """Adds the track `f0.f16`: Hz every 10 ms by DIO and StoneMask (Morise 2016; package pyworld).
 
-    They run at 8 kHz: 12 times faster than at 24 kHz, with the same voicing in 99.7 % and the same octave in 99.6 % of the
-    frames (12 utterances of Kokoro).
+    They run at 8 kHz: 12 times faster than at 24 kHz, with the same voicing in 99.7 % and the same octave in 99.6 % of
+    the frames (12 utterances of Kokoro).
     """
     arguments = [(str(pack.folder), i, floor, ceiling) for i in range(len(pack))]
     if jobs <= 1:

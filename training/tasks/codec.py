@@ -1,7 +1,8 @@
-"""Trains the native codec on random crops: reconstruction, commitment, semantic distillation, and F0 for the harmonic head.
+"""Trains the native codec on random crops: reconstruction, commitment, semantic distillation, and F0 for the harmonic
+head.
 
-Stage A of research (no discriminator). `freeze_encoder` continues with the decoder alone: the codes stay what they are, so
-language models trained on them stay valid while the sound improves.
+Stage A of research (no discriminator). `freeze_encoder` continues with the decoder alone: the codes stay what they are,
+so language models trained on them stay valid while the sound improves.
 """
 
 from __future__ import annotations
@@ -126,7 +127,11 @@ class _Network(nn.Module):
         teacher = self._features(audio)
         given = None if bool(batch["own_f0"]) else f0
         out = self.model(
-            audio, given, batch["levels"], batch["bypass"], teacher if self.model.config.semantic == "teacher_input" else None
+            audio,
+            given,
+            batch["levels"],
+            batch["bypass"],
+            teacher if self.model.config.semantic == "teacher_input" else None,
         )
         losses = self.spectral(out.head.audio, audio[:, 0])
         total = o.stft * losses["stft"] + o.mel * losses["mel"]

@@ -129,8 +129,10 @@ class _Network(nn.Module):
         model, options = self.model, self.options
         steps = model.pattern.pack(batch["codes"])
         extra = model.pattern.extra
-        pointer, progress = (F.pad(batch[k].float(), (0, extra), mode="replicate").long() if extra else batch[k]
-                             for k in ("pointer", "progress"))
+        pointer, progress = (
+            F.pad(batch[k].float(), (0, extra), mode="replicate").long() if extra else batch[k]
+            for k in ("pointer", "progress")
+        )
         encoded = model.phones(batch["phones"], batch["word_start"], batch["upcoming"])
         previous = self._corrupt(model.shift(steps))
         hidden = model.hidden(previous, encoded, pointer, progress, batch["voice"], batch["rate"])
@@ -141,7 +143,12 @@ class _Network(nn.Module):
         levels = model.head.loss(hidden[chosen], steps.transpose(1, 2)[chosen])
         weights = torch.tensor(options.weights[: len(levels)], device=levels.device)
         codes = (levels * weights).sum() / weights.sum()
-        return {"loss": codes + options.advance * advance, "first": levels[0], "codes": levels.mean(), "advance": advance}
+        return {
+            "loss": codes + options.advance * advance,
+            "first": levels[0],
+            "codes": levels.mean(),
+            "advance": advance,
+        }
 
     def _corrupt(self, previous: Tensor) -> Tensor:
         """Past codes `[batch, K, step]` with some frames random and some empty."""
