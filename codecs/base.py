@@ -37,9 +37,9 @@ class FrameSpec:
 class Codec(StreamingModule):
     """Audio FloatTensor `[batch, 1, sample]` in [-1, 1] <-> frames.
 
-    Streaming: `encode` with a state takes chunks of any length and returns the frames that became complete; `decode` with
-    a state returns `frame_size` samples per frame, delayed by `latency` samples; `flush` gives the last `latency` samples.
-    So `cat(decoded chunks, flush)[..., latency:]` equals the offline `decode`.
+    Streaming: `encode` with a state takes chunks of any length and returns the frames that became complete; `decode`
+    with a state returns `frame_size` samples per frame, delayed by `latency` samples; `flush` gives the last `latency`
+    samples. So `cat(decoded chunks, flush)[..., latency:]` equals the offline `decode`.
 
     Attributes:
         sample_rate: Hz.
@@ -53,9 +53,7 @@ class Codec(StreamingModule):
     frame_size: int
     latency: int
 
-    def encode(
-        self, audio: Tensor, lengths: Tensor | None = None, state: State | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def encode(self, audio: Tensor, lengths: Tensor | None = None, state: State | None = None) -> tuple[Tensor, Tensor]:
         """Frames and LongTensor[batch] of how many of them each item fills.
 
         Offline, the end is padded with silence to a whole frame; `lengths` (samples) says how long each item is.
@@ -74,6 +72,8 @@ class Codec(StreamingModule):
 def check_audio(audio: Tensor) -> None:
     """Raises BadInput unless `audio` is a finite FloatTensor `[batch, 1, sample]`."""
     if audio.ndim != 3 or audio.shape[1] != 1:
-        raise BadInput(f"audio must be [batch, 1, sample], not {list(audio.shape)}; mix channels down or code each alone")
+        raise BadInput(
+            f"audio must be [batch, 1, sample], not {list(audio.shape)}; mix channels down or code each alone"
+        )
     if not torch.isfinite(audio).all():
         raise BadInput("the audio holds NaN or infinite samples; clean it first")

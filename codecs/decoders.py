@@ -1,8 +1,8 @@
 """Decoder heads: from a backbone's hidden frames (100 Hz) to audio by one inverse STFT.
 
-`ISTFTHead` predicts every bin's magnitude and phase freely (Vocos, Siuzdak 2023). `HarmonicHead` predicts F0 and shapes a
-band-limited pulse train and noise per bin, beside a small free branch; clean voiced speech then needs neither many steps
-nor a discriminator, because the fine phase structure comes from the pulse train (the harmonic-plus-noise idea of
+`ISTFTHead` predicts every bin's magnitude and phase freely (Vocos, Siuzdak 2023). `HarmonicHead` predicts F0 and shapes
+a band-limited pulse train and noise per bin, beside a small free branch; clean voiced speech then needs neither many
+steps nor a discriminator, because the fine phase structure comes from the pulse train (the harmonic-plus-noise idea of
 Serra & Smith 1990, in the neural form of NSF, Wang et al. 2019, and of the hibari teacher).
 """
 
@@ -25,7 +25,8 @@ NOISE_FRAMES = 1024
 
 @dataclass
 class HeadOutput:
-    """Attributes: audio `[batch, sample]`; log_f0 and voicing (logits) `[batch, frame]` where the head predicts them."""
+    """Attributes: audio `[batch, sample]`; log_f0 and voicing (logits) `[batch, frame]` where the head predicts
+    them."""
 
     audio: Tensor
     log_f0: Tensor | None = None

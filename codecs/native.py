@@ -1,13 +1,14 @@
 """The native codec, in the manner of X-Codec (Ye et al. 2024), made causal.
 
-    audio -> log-mel 100 Hz -> ConvNeXt -> 25 Hz trunk -+-> acoustic  -+
-                                                        +-> semantic  -+-> prior -> bottleneck -+-> acoustic post -> 100 Hz -> head
-                                                                                                +-> semantic post (training)
+    audio -> log-mel 100 Hz -> ConvNeXt -> 25 Hz trunk -+-> acoustic -+
+                                                        +-> semantic -+-> prior -> bottleneck
+    bottleneck -+-> acoustic post -> 100 Hz -> head
+                +-> semantic post (training)
 
-As in X-Codec the two branches are concatenated *before* quantization and the semantic features are reconstructed *after*
-it. Unlike X-Codec the semantic branch is a causal student of the teacher, so the teacher is needed only in training and
-the codec streams (Mimi's property). `semantic: teacher_input` keeps the strict form for ablations: then the teacher's
-features come in as an argument and the codec cannot stream.
+As in X-Codec the two branches are concatenated *before* quantization and the semantic features are reconstructed
+*after* it. Unlike X-Codec the semantic branch is a causal student of the teacher, so the teacher is needed only in
+training and the codec streams (Mimi's property). `semantic: teacher_input` keeps the strict form for ablations: then
+the teacher's features come in as an argument and the codec cannot stream.
 """
 
 from __future__ import annotations
@@ -136,7 +137,9 @@ class XCodec(Codec):
     # -- streaming state ----------------------------------------------------------------------------------------------
     def init_state(self, batch: int) -> State:
         if self.config.semantic == "teacher_input":
-            raise BadInput("this codec reads the (non-causal) teacher's features and cannot stream; use semantic: student")
+            raise BadInput(
+                "this codec reads the (non-causal) teacher's features and cannot stream; use semantic: student"
+            )
         state = self._state_of(
             batch,
             front=self.front,

@@ -1,7 +1,7 @@
 """Bottlenecks: residual vector quantization, finite scalar quantization, and a Gaussian VAE.
 
-All three map latents `[batch, dim, frame]` to a `Quantized` and are told apart by recipes, not by code around them. They
-work in float32 whatever the autocast says: nearest-neighbour search in half precision picks other codes.
+All three map latents `[batch, dim, frame]` to a `Quantized` and are told apart by recipes, not by code around them.
+They work in float32 whatever the autocast says: nearest-neighbour search in half precision picks other codes.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class ResidualVQ(nn.Module):
 
     Level k quantizes what levels 0..k-1 left over. Two bugs of the reference implementations are avoided and tested:
     dead codes are replaced in the running sums as well, so that the replacement survives the next update
-    (encodec issue 61), and there is a single straight-through step around the sum of all levels, with detached residuals
-    (encodec issue 25).
+    (encodec issue 61), and there is a single straight-through step around the sum of all levels, with detached
+    residuals (encodec issue 25).
 
     Args:
         dim: width of the latents.
@@ -177,8 +177,8 @@ class ResidualVQ(nn.Module):
 class FSQ(nn.Module):
     """Finite scalar quantization (Mentzer et al. 2023): each dimension is bounded and rounded to a few levels.
 
-    One codebook of `prod(levels)` codes; nothing is learned and nothing can die. The code of a vector is its mixed-radix
-    number, first dimension least significant.
+    One codebook of `prod(levels)` codes; nothing is learned and nothing can die. The code of a vector is its
+    mixed-radix number, first dimension least significant.
     """
 
     basis: Tensor
@@ -222,8 +222,8 @@ class FSQ(nn.Module):
 class GaussianVAE(nn.Module):
     """Continuous bottleneck: the encoder's output is split into mean and log-scale of a Gaussian.
 
-    Input `[batch, 2 * dim, frame]`, latents `[batch, dim, frame]`. The KL weight belongs to the recipe: KALL-E and ARDiT
-    report that it decides whether a language model can learn the latents.
+    Input `[batch, 2 * dim, frame]`, latents `[batch, dim, frame]`. The KL weight belongs to the recipe: KALL-E and
+    ARDiT report that it decides whether a language model can learn the latents.
     """
 
     def __init__(self, dim: int) -> None:

@@ -26,9 +26,9 @@ class SemanticConfig(BaseModel):
 
     Attributes:
         symbols: names of the recogniser's outputs; index 0 is the CTC blank.
-        blank: log-probability of the blank, a constant. A learned blank takes nearly all frames and leaves each phoneme a
-            single spike (Graves 2006; Zeyer et al. 2021), useless for alignment. A dear constant one makes every frame
-            choose a phoneme, and stays there only to part equal neighbours.
+        blank: log-probability of the blank, a constant. A learned blank takes nearly all frames and leaves each phoneme
+            a single spike (Graves 2006; Zeyer et al. 2021), useless for alignment. A dear constant one makes every
+            frame choose a phoneme, and stays there only to part equal neighbours.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,8 +50,8 @@ class SemanticConfig(BaseModel):
 
 @dataclass
 class SemanticOutput:
-    """Attributes: codes `[batch, 1, frame]` and features `[batch, width, frame]` at 25 Hz, log_probs `[batch, 2 * frame,
-    symbol]` at 50 Hz."""
+    """Attributes: codes `[batch, 1, frame]` and features `[batch, width, frame]` at 25 Hz, log_probs `[batch, 2 *
+    frame, symbol]` at 50 Hz."""
 
     codes: Tensor
     features: Tensor

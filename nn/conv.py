@@ -98,9 +98,7 @@ class ConvNeXtBlock(StreamingModule):
         causal: False gives symmetric padding, for encoders that are not meant to stream.
     """
 
-    def __init__(
-        self, width: int, hidden: int, kernel: int = 7, causal: bool = True, layer_scale: float = 0.2
-    ) -> None:
+    def __init__(self, width: int, hidden: int, kernel: int = 7, causal: bool = True, layer_scale: float = 0.2) -> None:
         super().__init__()
         self.causal = causal
         self.depthwise: nn.Module = (

@@ -57,8 +57,8 @@ class InverseSTFT(_Frames):
     """Complex spectra `[batch, n_fft / 2 + 1, frame]` back to audio `[batch, sample]`.
 
     Offline (no state), the output is aligned with the input of `STFT` and `frame * hop` samples long. With a state, the
-    output is as long but delayed by `overlap = n_fft - hop` samples, the time until the last window that covers a sample
-    has arrived; `flush` gives the rest. So `cat(stream outputs, flush)[overlap:]` equals the offline output.
+    output is as long but delayed by `overlap = n_fft - hop` samples, the time until the last window that covers a
+    sample has arrived; `flush` gives the rest. So `cat(stream outputs, flush)[overlap:]` equals the offline output.
     """
 
     def init_state(self, batch: int) -> State:

@@ -88,8 +88,9 @@ class _Attention(StreamingModule):
             state.add(name, *shape, dtype=weight.dtype, device=weight.device, write_only=True)
         return state
 
-    def forward(self, x: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, write: Tensor | None,
-                state: State | None) -> Tensor:
+    def forward(
+        self, x: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, write: Tensor | None, state: State | None
+    ) -> Tensor:
         batch, time, _ = x.shape
         qkv = self.qkv(x).view(batch, time, 3, self.config.heads, self.config.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
@@ -121,8 +122,15 @@ class _Block(StreamingModule):
     def init_state(self, batch: int) -> State:
         return self._state_of(batch, attention=self.attention)
 
-    def forward(self, x: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, write: Tensor | None,
-                condition: Tensor | None, state: State | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        tables: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        write: Tensor | None,
+        condition: Tensor | None,
+        state: State | None,
+    ) -> Tensor:
         child = None if state is None else state.child("attention")
         if self.modulation is None:
             x = x + self.dropout(self.attention(self.attention_norm(x), tables, mask, write, child))
@@ -177,7 +185,8 @@ class Transformer(StreamingModule):
         Args:
             x: `[batch, time, width]`.
             condition: `[batch, time or 1, condition]` for adaLN.
-            mask: BoolTensor `[batch or 1, 1, time, time]`, True = may attend; replaces the causal window (offline only).
+            mask: BoolTensor `[batch or 1, 1, time, time]`, True = may attend; replaces the causal window (offline
+            only).
             positions: `[batch or 1, time]`, integer or fractional, for RoPE (offline only; default 0, 1, 2, ...).
 
         Raises:

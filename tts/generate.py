@@ -25,8 +25,8 @@ __all__ = ["Frame", "Generation", "PointerPlan", "Request"]
 
 _PAUSE_IDS = frozenset(PHONE_IDS[p] for p in PAUSES) | {PHONE_IDS["^"]}
 RATE_RANGE = 0.25
-"""How far (in log rate) the model is asked to speak faster or slower; the rest of a speed change is done by counting the
-frames of a phone faster or slower."""
+"""How far (in log rate) the model is asked to speak faster or slower; the rest of a speed change is done by counting
+the frames of a phone faster or slower."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ class PointerPlan:
 
     @property
     def progress(self) -> int:
-        """Frames in the phone as the model counts them: the part of speed and pause that its training does not cover."""
+        """Frames in the phone as the model counts them: the part of speed and pause that its training does not
+        cover."""
         warp = math.exp(math.log(self.request.speed) - self.rate)
         if self.ids[min(self.pointer, len(self.ids) - 1)] in _PAUSE_IDS:
             warp = 1.0 / max(self.request.pause, 1e-3)

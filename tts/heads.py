@@ -1,8 +1,8 @@
 """Heads: what is drawn at a step, given the backbone's hidden state.
 
-`CategoricalHead` draws the K codes of a step. With `chain` the codes are drawn one after the other, each level seeing the
-lower levels of the same frame through their summed embeddings (the cheapest form of RQ-Transformer's depth model: an MLP
-per level instead of a transformer); without it they are independent given the hidden state.
+`CategoricalHead` draws the K codes of a step. With `chain` the codes are drawn one after the other, each level seeing
+the lower levels of the same frame through their summed embeddings (the cheapest form of RQ-Transformer's depth model:
+an MLP per level instead of a transformer); without it they are independent given the hidden state.
 """
 
 from __future__ import annotations
@@ -72,7 +72,11 @@ class CategoricalHead(nn.Module):
         return total
 
     def sample(
-        self, hidden: Tensor, uniform: Tensor, config: SamplingConfig, recent: Tensor | None = None,
+        self,
+        hidden: Tensor,
+        uniform: Tensor,
+        config: SamplingConfig,
+        recent: Tensor | None = None,
         empty: Tensor | None = None,
     ) -> Tensor:
         """Draws codes `[slot, K]`.

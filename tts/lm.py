@@ -1,10 +1,10 @@
 """The speech language model: layout x pattern x backbone x head.
 
-This file holds the `pointer` layout, frame-synchronous with the text: at every frame the model sees the phone that it is
-in (with its neighbours, through a small convolutional encoder), the next one, and for how many frames it has been there. It
-predicts the frame's codes and by how many phones to advance (0..4). Skips and repeats are impossible by construction, and
-timestamps, speed and pauses fall out. The idea is CTC-TTS's frame-synchronous layout and VAT's monotonic pointer, with the
-advance as a plain classification.
+This file holds the `pointer` layout, frame-synchronous with the text: at every frame the model sees the phone that it
+is in (with its neighbours, through a small convolutional encoder), the next one, and for how many frames it has been
+there. It predicts the frame's codes and by how many phones to advance (0..4). Skips and repeats are impossible by
+construction, and timestamps, speed and pauses fall out. The idea is CTC-TTS's frame-synchronous layout and VAT's
+monotonic pointer, with the advance as a plain classification.
 """
 
 from __future__ import annotations
@@ -150,7 +150,13 @@ class SpeechLM(StreamingModule):
         return x + (self.voice(voice) + rate[:, None] * self.rate)[:, None]
 
     def hidden(
-        self, previous: Tensor, encoded: Tensor, pointer: Tensor, progress: Tensor, voice: Tensor, rate: Tensor,
+        self,
+        previous: Tensor,
+        encoded: Tensor,
+        pointer: Tensor,
+        progress: Tensor,
+        voice: Tensor,
+        rate: Tensor,
         state: State | None = None,
     ) -> Tensor:
         """Hidden states `[batch, step, width]`; the same path in training and, with a state, step by step.

@@ -1,7 +1,7 @@
 """Codebook patterns: how the K codes of a frame are spread over language-model steps.
 
-Pure index functions. `pack` turns codes `[batch, K, frame]` into steps `[batch, K, step]`, `unpack` is its inverse for every
-K, T and delay. Places without a code hold `empty`, an id of their own (the vocabulary size).
+Pure index functions. `pack` turns codes `[batch, K, frame]` into steps `[batch, K, step]`, `unpack` is its inverse for
+every K, T and delay. Places without a code hold `empty`, an id of their own (the vocabulary size).
 """
 
 from __future__ import annotations

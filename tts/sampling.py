@@ -1,7 +1,7 @@
 """Sampling from logits: temperature, top-k, top-p, min-p and repetition-aware sampling, with per-request randomness.
 
-Everything is batched over slots and free of host synchronisation. Randomness comes in as uniform numbers that the caller
-draws from each request's own generator, so an answer does not depend on its neighbours in the batch.
+Everything is batched over slots and free of host synchronisation. Randomness comes in as uniform numbers that the
+caller draws from each request's own generator, so an answer does not depend on its neighbours in the batch.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ class SamplingConfig(BaseModel):
 
     Attributes:
         temperature: 0 picks the most likely code.
-        top_k: keep the k most likely codes (0 = all). top_p: keep the smallest set with this mass. min_p: drop codes below
-            this share of the most likely one.
+        top_k: keep the k most likely codes (0 = all). top_p: keep the smallest set with this mass. min_p: drop codes
+            below this share of the most likely one.
         ras_window, ras_threshold: repetition-aware sampling (VALL-E 2, CosyVoice): when a drawn code already makes up
             more than `ras_threshold` of the last `ras_window` codes of its codebook, it is banned and drawn again from
             the unfiltered distribution. A window of 0 switches it off. CosyVoice's threshold of 0.1 of 10 fires on any
@@ -66,9 +66,7 @@ def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     return torch.minimum(index, last)
 
 
-def repetition_aware(
-    code: Tensor, logits: Tensor, recent: Tensor, uniform: Tensor, config: SamplingConfig
-) -> Tensor:
+def repetition_aware(code: Tensor, logits: Tensor, recent: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
     """Draws again where `code` repeats too often in `recent`.
 
     Args:
