@@ -1,28 +1,47 @@
 """Models by name or folder: `config.json` + `model.safetensors`, whose hash the model card states.
 
-A name is looked for among the bundled models (`models/NAME`); anything with a path separator, or that exists, is a folder.
+A name is looked for among the bundled models (`models/NAME`); anything with a path separator, or that exists, is a
+folder.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import ConfigError, CorruptFile, MissingFile
 from .base import Codec
 from .native import XCodec, XCodecConfig
+from .quantizers import ResidualVQ
 from .semantic import SemanticConfig, SemanticTokenizer
 
-__all__ = ["DEFAULT_CODEC", "MODELS", "load_codec", "load_semantic", "model_folder", "read_config"]
+__all__ = [
+    "DEFAULT_CODEC",
+    "MODELS",
+    "SCALE",
+    "TRAINING_ONLY",
+    "check_card",
+    "load_codec",
+    "load_semantic",
+    "load_weights",
+    "model_folder",
+    "read_config",
+]
 
 MODELS = Path(__file__).parent.parent / "models"
 DEFAULT_CODEC = "quaver-24k"
+SCALE = ".scale"
+"""Ending of the name of an int8 tensor's factors in a weight file."""
+TRAINING_ONLY = ("semantic_decoder", "semantic_post", "semantic_head", "student_head")
+"""Parts of the codec that only its losses use; a bundled codec may come without them."""
 
 
 def model_folder(name: str) -> Path:
@@ -35,7 +54,9 @@ def model_folder(name: str) -> Path:
         if (folder / "config.json").exists():
             return folder
     known = sorted(p.parent.name for p in MODELS.glob("*/config.json"))
-    raise MissingFile(f"no model {name!r}: give one of {', '.join(known) or 'none bundled'}, or a folder with config.json")
+    raise MissingFile(
+        f"no model {name!r}: give one of {', '.join(known) or 'none bundled'}, or a folder with config.json"
+    )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -47,19 +68,78 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def load_weights(module: nn.Module, folder: Path) -> None:
-    """Fills a module from `model.safetensors`; weights stored in bf16 come back as the module's own dtype.
+    """Fills a module from `model.safetensors`; however the weights are stored, they become the module's own dtypes.
+
+    `training/export.py` stores matrices as int8 (`KEY`) with a float32 factor per row (`KEY.scale`), and leaves
+    out what only training needs: the running sums of RVQ codebooks are made again here, and a model whose config says
+    `trimmed` keeps the initial values of the modules in `TRAINING_ONLY`. Any other missing or extra tensor is an error.
 
     Raises:
-        MissingFile, CorruptFile: no file, or not one of this architecture.
+        MissingFile: no weights.
+        CorruptFile: damaged weights, not those of the card, or not of this architecture.
     """
     path = folder / "model.safetensors"
     if not path.exists():
         raise MissingFile(f"{path} is missing; fetch the model again or train it with `quaver train`")
+    check_card(folder)
     try:
-        tensors = load_file(path)
+        tensors = _restored(load_file(path))
+        _complete(module, tensors, bool(read_config(folder).get("trimmed")))
         module.load_state_dict(tensors)
     except (SafetensorError, RuntimeError) as error:
         raise CorruptFile(f"{path} does not fit its config.json: {str(error).splitlines()[0]}") from None
+
+
+def check_card(folder: Path) -> None:
+    """Raises CorruptFile unless the weights have the SHA-256 that `card.json` states (a run has no card)."""
+    card = folder / "card.json"
+    if not card.exists():
+        return
+    try:
+        stated = json.loads(card.read_text()).get("sha256")
+    except (ValueError, AttributeError):
+        raise CorruptFile(f"{card} is not a JSON object; fetch the model again") from None
+    with open(folder / "model.safetensors", "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if stated and stated != found:
+        raise CorruptFile(
+            f"{folder / 'model.safetensors'} is not the file that card.json describes; fetch the model again, "
+            "or write both anew with `quaver export`"
+        )
+
+
+def _restored(stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a file as floats again: an int8 `KEY` times its `KEY.scale`; all others as they are.
+
+    Raises RuntimeError: a factor that does not fit, or numbers that are not finite.
+    """
+    tensors = {}
+    for key, value in stored.items():
+        if key.endswith(SCALE) and key.removesuffix(SCALE) in stored:
+            continue
+        if value.dtype == torch.int8:
+            if key + SCALE not in stored:
+                raise RuntimeError(f"{key} is int8 but has no {key + SCALE}")
+            value = value.float() * stored[key + SCALE]
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise RuntimeError(f"{key} holds numbers that are not finite")
+        tensors[key] = value
+    return tensors
+
+
+def _complete(module: nn.Module, tensors: dict[str, Tensor], trimmed: bool) -> None:
+    """Adds what may be missing: the codebooks' state in training, and of a trimmed model the `TRAINING_ONLY` parts."""
+    for name, part in module.named_modules():
+        prefix = f"{name}." if name else ""
+        if isinstance(part, ResidualVQ) and prefix + "codebook" in tensors:
+            codebook = tensors[prefix + "codebook"]
+            tensors.setdefault(prefix + "usage", torch.ones(codebook.shape[:2]))
+            tensors.setdefault(prefix + "sums", codebook.clone())
+            tensors.setdefault(prefix + "ready", torch.tensor(True))
+    if trimmed:
+        for key, value in module.state_dict().items():
+            if key.split(".")[0] in TRAINING_ONLY:
+                tensors.setdefault(key, value)
 
 
 def load_codec(name: str = DEFAULT_CODEC) -> Codec:
@@ -68,6 +148,7 @@ def load_codec(name: str = DEFAULT_CODEC) -> Codec:
     config = read_config(folder)
     if config.pop("kind", None) != "codec":
         raise ConfigError(f"{folder} is not a codec")
+    config.pop("trimmed", None)
     codec = XCodec(_validated(XCodecConfig, config, folder))
     load_weights(codec, folder)
     return codec.eval()
