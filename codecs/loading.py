@@ -34,6 +34,8 @@ __all__ = [
     "load_weights",
     "model_folder",
     "read_config",
+    "read_json",
+    "validated",
 ]
 
 MODELS = Path(__file__).parent.parent / "models"
@@ -61,10 +63,22 @@ def model_folder(name: str) -> Path:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """`config.json` of a model folder."""
+    return read_json(folder / "config.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of a model folder.
+
+    Raises:
+        CorruptFile: not JSON, or not an object.
+    """
     try:
-        return json.loads((folder / "config.json").read_text())
+        content = json.loads(path.read_text())
     except ValueError as error:
-        raise CorruptFile(f"{folder / 'config.json'} is not valid JSON ({error}); fetch the model again") from None
+        raise CorruptFile(f"{path} is not valid JSON ({error}); fetch the model again") from None
+    if not isinstance(content, dict):
+        raise CorruptFile(f"{path} is not a JSON object; fetch the model again")
+    return content
 
 
 def load_weights(module: nn.Module, folder: Path) -> None:
@@ -149,7 +163,7 @@ def load_codec(name: str = DEFAULT_CODEC) -> Codec:
     if config.pop("kind", None) != "codec":
         raise ConfigError(f"{folder} is not a codec")
     config.pop("trimmed", None)
-    codec = XCodec(_validated(XCodecConfig, config, folder))
+    codec = XCodec(validated(XCodecConfig, config, folder))
     load_weights(codec, folder)
     return codec.eval()
 
@@ -160,13 +174,18 @@ def load_semantic(name: str) -> SemanticTokenizer:
     config = read_config(folder)
     if config.pop("kind", None) != "semantic":
         raise ConfigError(f"{folder} is not a semantic tokenizer")
-    model = SemanticTokenizer(_validated(SemanticConfig, config, folder))
+    model = SemanticTokenizer(validated(SemanticConfig, config, folder))
     load_weights(model, folder)
     return model.eval()
 
 
-def _validated(config_class: Any, raw: dict[str, Any], folder: Path) -> Any:
+def validated(config_class: Any, raw: Any, folder: Path, file: str = "config.json") -> Any:
+    """`raw` (the content of a JSON file of the folder) as an instance of a pydantic class.
+
+    Raises:
+        ConfigError: unknown or ill-typed keys.
+    """
     try:
         return config_class.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{folder / 'config.json'}: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from None
+        raise ConfigError(f"{folder / file}: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from None

@@ -79,8 +79,7 @@ class ResidualVQ(nn.Module):
             BadInput: more levels than this quantizer has, or a code outside the vocabulary.
         """
         levels = self._levels(codes.shape[1])
-        if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= self.vocab):
-            raise BadInput(f"codes must lie in 0..{self.vocab - 1}, got {int(codes.min())}..{int(codes.max())}")
+        _check_range(codes, self.vocab)
         total = sum(F.embedding(codes[:, k], self.codebook[k]) for k in range(levels))
         assert isinstance(total, Tensor)
         return total.transpose(1, 2)
@@ -174,6 +173,11 @@ class ResidualVQ(nn.Module):
         return drawn
 
 
+def _check_range(codes: Tensor, vocab: int) -> None:
+    if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= vocab):
+        raise BadInput(f"codes must lie in 0..{vocab - 1}, got {int(codes.min())}..{int(codes.max())}")
+
+
 class FSQ(nn.Module):
     """Finite scalar quantization (Mentzer et al. 2023): each dimension is bounded and rounded to a few levels.
 
@@ -207,7 +211,14 @@ class FSQ(nn.Module):
         return (grid * self.basis).sum(-1)[:, None]
 
     def decode(self, codes: Tensor) -> Tensor:
-        """`[batch, 1, frame] -> [batch, dim, frame]` with coordinates in [-1, 1]."""
+        """`[batch, 1, frame] -> [batch, dim, frame]` with coordinates in [-1, 1].
+
+        Raises:
+            BadInput: not one codebook, or a code outside the vocabulary.
+        """
+        if codes.shape[1] != 1:
+            raise BadInput(f"FSQ has one codebook, got {codes.shape[1]}")
+        _check_range(codes, self.vocab)
         grid = codes[:, 0, :, None] // self.basis % self.counts
         return (grid * 2 / (self.counts - 1) - 1).float().transpose(1, 2)
 

@@ -1,7 +1,7 @@
 """Short-time Fourier transform and its inverse as streaming modules.
 
 Frame t covers the samples `[(t + 1) * hop - n_fft, (t + 1) * hop)`: it ends where the t-th hop of samples ends, so the
-transform needs no look-ahead. With a Hann window and `n_fft` a multiple of `2 * hop`, the squared windows add up to a
+transform needs no look-ahead. With a Hann window and `n_fft` an even number of hops, at least four, the squared windows add up to a
 constant, and overlap-add needs no edge normalisation: streaming equals offline by construction.
 """
 
@@ -22,8 +22,8 @@ class _Frames(StreamingModule):
 
     def __init__(self, n_fft: int, hop: int) -> None:
         super().__init__()
-        if n_fft % (2 * hop):
-            raise BadInput(f"n_fft {n_fft} must be a multiple of twice the hop {hop}")
+        if n_fft % (2 * hop) or n_fft < 4 * hop:
+            raise BadInput(f"n_fft {n_fft} must be a multiple of twice the hop {hop}, and at least four times it")
         self.n_fft, self.hop, self.overlap = n_fft, hop, n_fft - hop
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
 

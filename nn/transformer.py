@@ -200,6 +200,8 @@ class Transformer(StreamingModule):
             if mask is None:
                 mask = self._offline_mask(time, x.device)
         else:
+            if time == 0:
+                return x
             if time > self.config.slack + 1:
                 raise BadInput(f"chunk of {time} positions; this cache takes at most {self.config.slack + 1} at a time")
             positions = state["position"][:, None] + torch.arange(time, device=x.device)

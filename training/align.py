@@ -57,7 +57,8 @@ def add_alignment(pack: Pack, model: SemanticTokenizer, progress: Progress | Non
     def rows() -> Iterator[np.ndarray]:
         indices: Iterable[int] = range(len(pack))
         for i in progress(indices, len(pack)) if progress else indices:
-            starts = align(model, torch.from_numpy(pack.wave(i))[None, None], pack.entries[i].phones)
+            phones = pack.entries[i].phones  # none: speech without a transcript, for codecs only
+            starts = align(model, torch.from_numpy(pack.wave(i))[None, None], phones) if phones else None
             yield np.zeros(0, np.int16) if starts is None else starts
 
     pack.write_track("align.i16", rows(), np.int16)
@@ -107,6 +108,6 @@ def speaking_rate(
 
 def alignment_summary(pack: Pack) -> dict[str, Any]:
     """How many utterances are aligned, and the mean length of pauses and phones in seconds."""
-    track, offsets = pack.track("align.i16", np.int16)
+    _, offsets = pack.track("align.i16", np.int16)
     lengths = np.diff(offsets)
     return {"utterances": len(pack), "aligned": int((lengths > 0).sum())}

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import BadInput
 from ..tts.phones import parse_misaki
+from .corpus import manifest_rows
 from .pack import ALIGN_RATE, Pack
 
 __all__ = ["TRACK", "HibariDurations", "add_teacher_alignment", "symbol_starts"]
@@ -49,7 +50,8 @@ class HibariDurations:
         """Frames per character, float `[len(phonemes) + 2]`: the silence before, each character, the silence after."""
         known = [c for c in phonemes if c in self.vocab]
         ids = np.array([[0, *(self.vocab[c] for c in known), 0]], np.int64)
-        frames = self.session.run([self.output], {"ids": ids, "speed": np.array([speed], np.float32)})[0].reshape(-1)
+        feed = {"ids": ids, "speed": np.array([speed], np.float32)}
+        frames = np.asarray(self.session.run([self.output], feed)[0]).reshape(-1)
         out, at = [frames[0]], 1
         for character in phonemes:
             out.append(frames[at] if character in self.vocab else 0.0)
@@ -74,13 +76,20 @@ def symbol_starts(phonemes: str, frames: np.ndarray, samples: int) -> np.ndarray
 
 
 def add_teacher_alignment(pack: Pack, manifest: Path) -> None:
-    """Adds `align.teacher.i16` to a pack of hibari's speech; `manifest` is its JSONL with `phonemes` and `speed`."""
+    """Adds `align.teacher.i16` to a pack of hibari's speech.
+
+    Args:
+        manifest: what the pack was made of; its rows must hold `phonemes` (else they have no durations) and `speed`.
+
+    Raises:
+        MissingFile, CorruptFile: of the manifest. BadInput: it holds none of the pack's utterances.
+    """
     durations = HibariDurations()
-    rows: dict[str, dict[str, Any]] = {}
-    with open(manifest, encoding="utf-8") as lines:
-        for line in lines:
-            row = json.loads(line)
-            rows[row["id"]] = row
+    rows = {row["id"]: row for row in manifest_rows(manifest) if row.get("phonemes")}
+    if not any(entry.id in rows for entry in pack.entries):
+        raise BadInput(
+            f"{manifest} holds no phonemes of what is in {pack.folder}; give the manifest it was packed from"
+        )
 
     def starts() -> Iterator[np.ndarray]:
         for entry in pack.entries:
@@ -88,7 +97,9 @@ def add_teacher_alignment(pack: Pack, manifest: Path) -> None:
             if row is None:
                 yield np.zeros(0, np.int16)
                 continue
-            found = symbol_starts(row["phonemes"], durations(row["phonemes"], row["speed"]), entry.samples)
+            found = symbol_starts(
+                row["phonemes"], durations(row["phonemes"], float(row.get("speed", 1.0))), entry.samples
+            )
             yield found if len(found) == len(entry.phones) + 1 else np.zeros(0, np.int16)
 
     pack.write_track(TRACK, starts(), np.int16)

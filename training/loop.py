@@ -64,18 +64,20 @@ class Trainer:
 
     def run(self) -> None:
         """Trains to the end, saving every `save_every` steps and at the end."""
-        recipe, sums, since = self.recipe, {}, time.monotonic()
+        recipe, sums, count, since = self.recipe, {}, 0, time.monotonic()
         with self._progress() as bar:
             job = bar.add_task(recipe.name, total=recipe.steps, completed=self.step)
             while self.step < recipe.steps:
                 for name, value in self._one_step().items():
                     sums[name] = sums.get(name, 0.0) + value
                 self.step += 1
+                count += 1
                 bar.advance(job)
                 if self.step % recipe.log_every == 0 or self.step == recipe.steps:
-                    seconds = (time.monotonic() - since) / recipe.log_every
-                    self._log({k: v / recipe.log_every for k, v in sums.items()} | {"seconds": seconds})
-                    sums, since = {}, time.monotonic()
+                    # Not `log_every`: the last row, and the first after a resume, may cover fewer steps.
+                    seconds = (time.monotonic() - since) / count
+                    self._log({k: v / count for k, v in sums.items()} | {"seconds": seconds})
+                    sums, count, since = {}, 0, time.monotonic()
                 if self.step % recipe.save_every == 0 or self.step == recipe.steps:
                     self.save()
         self.accelerator.wait_for_everyone()

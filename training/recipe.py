@@ -78,7 +78,10 @@ def load_recipe(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Reci
     """
     if not path.exists():
         raise MissingFile(f"no recipe {path}; `ls recipes/` shows what there is")
-    raw = yaml.safe_load(path.read_text()) or {}
+    try:
+        raw = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     for item in overrides:
         key, _, value = item.partition("=")
         if not value:
@@ -86,7 +89,9 @@ def load_recipe(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Reci
         node = raw
         *parents, last = key.split(".")
         for name in parents:
-            node = node.setdefault(name, {})
+            node = node.setdefault(name, {}) if isinstance(node, dict) else None
+        if not isinstance(node, dict):
+            raise ConfigError(f"override {item!r}: {'.'.join(parents) or path} is not a group of settings")
         node[last] = yaml.safe_load(value)
     try:
         return Recipe.model_validate(raw)

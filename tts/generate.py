@@ -61,8 +61,7 @@ class PointerPlan:
     """Where one request stands: pointer, frames in the phone, codes so far."""
 
     def __init__(self, request: Request, lm: SpeechLM) -> None:
-        if len(request.features) < 2:
-            raise BadInput("there is nothing to speak: the text has no phones")
+        _check(request, lm)
         self.request, self.config, self.pattern = request, lm.config, lm.pattern
         self.generator = torch.Generator().manual_seed(request.seed)
         self.ids: list[int] = request.features.phones.tolist()
@@ -86,7 +85,7 @@ class PointerPlan:
         """Frames in the phone as the model counts them: the part of speed and pause that its training does not
         cover."""
         warp = math.exp(math.log(self.request.speed) - self.rate)
-        if self.ids[min(self.pointer, len(self.ids) - 1)] in _PAUSE_IDS:
+        if self.ids[self.pointer] in _PAUSE_IDS:
             warp = 1.0 / max(self.request.pause, 1e-3)
         return int(self.spent * warp)
 
@@ -117,10 +116,12 @@ class PointerPlan:
         return Frame(codes, self.pointers[frame])
 
     def _move(self, advance: int) -> None:
+        if self.pointer + advance >= len(self.ids):
+            # Pointer and count stay where the last frame had them: that is what training shows at the flush steps.
+            self.flush_left = self.pattern.extra
+            return
         self.spent = 0.0 if advance else self.spent + 1
         self.pointer += advance
-        if self.pointer >= len(self.ids):
-            self.flush_left = self.pattern.extra
 
     def _draw_advance(self, logits: list[float]) -> int:
         """Draws the advance; forced when the phone has lasted too long, bounded so that pauses are never skipped."""
@@ -128,7 +129,8 @@ class PointerPlan:
             return 1
         reach = self._reach()
         temperature = max(self.request.advance_temperature, 1e-3)
-        weights = [math.exp((x - max(logits)) / temperature) for x in logits[: reach + 1]]
+        allowed = logits[: reach + 1]
+        weights = [math.exp((x - max(allowed)) / temperature) for x in allowed]
         target = float(torch.rand((), generator=self.generator)) * sum(weights)
         for advance, weight in enumerate(weights):
             target -= weight
@@ -141,10 +143,20 @@ class PointerPlan:
         for step in range(1, self.config.advance + 1):
             place = self.pointer + step
             if place >= len(self.ids):
-                return step
+                return max(1, step - 1)
             if self.ids[place] in _PAUSE_IDS:
                 return step
         return self.config.advance
+
+
+def _check(request: Request, lm: SpeechLM) -> None:
+    """Refuses here what would break a step, and with it the neighbours in the batch."""
+    if len(request.features) < 2:
+        raise BadInput("there is nothing to speak: the text has no phones")
+    if not 0 <= request.voice < len(lm.config.voices):
+        raise BadInput(f"voice {request.voice} is none of this model's {len(lm.config.voices)}")
+    if not (0 < request.speed < math.inf and 0 < request.pause < math.inf):
+        raise BadInput(f"speed and pause must be positive, not {request.speed} and {request.pause}")
 
 
 class Generation:
@@ -205,8 +217,7 @@ class Generation:
             assert encoded is not None
             if plan.steps:
                 previous[slot, :, 0] = plan.steps[-1]
-            last = len(encoded) - 1
-            here[slot, 0], ahead[slot, 0] = encoded[min(plan.pointer, last)], encoded[min(plan.pointer + 1, last)]
+            here[slot, 0], ahead[slot, 0] = encoded[plan.pointer], encoded[plan.pointer + 1]
             progress[slot, 0], voice[slot], rate[slot] = plan.progress, plan.request.voice, plan.rate
         inputs = (t.to(self.device) for t in (progress, voice, rate))
         x = lm.inputs(previous.to(self.device), here, ahead, *inputs)
@@ -214,31 +225,36 @@ class Generation:
             return lm.backbone(x, self.state.child("backbone"))[:, 0]
 
     def _sample(self, hidden: Tensor, moving: dict[int, PointerPlan]) -> Tensor:
-        """Codes `[slot, K]`; requests with equal settings are drawn together."""
-        codes = torch.zeros(self.slots, self.lm.config.codebooks, dtype=torch.long, device=self.device)
+        """Codes `[slot, K]`; requests with equal settings are drawn together.
+
+        The head runs over all slots each time: over a selection its matrix products would have another shape, and so
+        another rounding, whenever a neighbour joins or leaves.
+        """
+        levels = self.lm.config.codebooks
+        codes = torch.zeros(self.slots, levels, dtype=torch.long, device=self.device)
+        uniform = torch.zeros(self.slots, 2, levels)
+        empty = torch.zeros(self.slots, levels, dtype=torch.bool)
         groups: dict[SamplingConfig, list[int]] = {}
         for slot, plan in moving.items():
             groups.setdefault(plan.request.sampling, []).append(slot)
+            uniform[slot] = plan.uniform()
+            mask = plan.empty()
+            if mask is not None:
+                empty[slot] = mask
+        uniform, blank = uniform.to(self.device), empty.to(self.device) if self.lm.pattern.extra else None
         for config, slots in groups.items():
-            plans = [moving[s] for s in slots]
-            uniform = torch.stack([p.uniform() for p in plans]).to(self.device)
-            recent = _recent(plans, config.ras_window)
-            masks = [p.empty() for p in plans]
-            empty = None if masks[0] is None else torch.stack([m for m in masks if m is not None]).to(self.device)
-            chosen = hidden if len(slots) == self.slots else hidden[slots]
-            codes[slots] = self.lm.head.sample(
-                chosen, uniform, config, None if recent is None else recent.to(self.device), empty
-            )
+            recent = None
+            if config.ras_window:
+                recent = torch.full((self.slots, levels, config.ras_window), -1)
+                for slot in slots:
+                    _fill_recent(recent[slot], moving[slot].steps)
+                recent = recent.to(self.device)
+            codes[slots] = self.lm.head.sample(hidden, uniform, config, recent, blank)[slots]
         return codes
 
 
-def _recent(plans: list[PointerPlan], window: int) -> Tensor | None:
-    """The last `window` codes of each plan `[slot, K, window]`, -1 where there are none yet."""
-    if window == 0:
-        return None
-    rows = []
-    for plan in plans:
-        last = plan.steps[-window:]
-        gap = torch.full((plan.config.codebooks, window - len(last)), -1, dtype=torch.long)
-        rows.append(torch.cat([gap, torch.stack(last, 1)], 1) if last else gap)
-    return torch.stack(rows)
+def _fill_recent(recent: Tensor, steps: list[Tensor]) -> None:
+    """Writes the last codes of a plan into the end of `recent[K, window]`."""
+    last = steps[-recent.shape[1] :]
+    if last:
+        recent[:, -len(last) :] = torch.stack(last, 1)

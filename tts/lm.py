@@ -84,8 +84,11 @@ def phone_features(phones: tuple[str, ...] | list[str], word_starts: set[int] | 
 
 
 class PhoneEncoder(nn.Module):
-    """Phones `[batch, phone]` -> `[batch, phone, width]` with a few phones of context on either side (not the whole
-    sentence, so that text may arrive in pieces)."""
+    """Phones `[batch, phone]` -> `[batch, phone + 1, width]` with a few phones of context on either side (not the whole
+    sentence, so that text may arrive in pieces).
+
+    The last row is the end, what lies ahead of the last phone: the same as padding, so that a batch equals its items.
+    """
 
     def __init__(self, config: SpeechLMConfig) -> None:
         super().__init__()
@@ -103,6 +106,7 @@ class PhoneEncoder(nn.Module):
             nn.init.normal_(table.weight, std=0.5)
 
     def forward(self, phones: Tensor, word_start: Tensor, upcoming: Tensor) -> Tensor:
+        phones, word_start, upcoming = (F.pad(x, (0, 1)) for x in (phones, word_start, upcoming))
         keep = (phones != 0)[:, None].float()
         x = (self.phone(phones) + self.word_start(word_start) + self.upcoming(upcoming)).transpose(1, 2) * keep
         for block in self.blocks:
@@ -162,7 +166,7 @@ class SpeechLM(StreamingModule):
         """Hidden states `[batch, step, width]`; the same path in training and, with a state, step by step.
 
         Args:
-            encoded: `[batch, phone, width]` from `phones`. pointer: LongTensor `[batch, step]` into it.
+            encoded: `[batch, phone + 1, width]` from `phones`. pointer: LongTensor `[batch, step]` into it.
         """
         width = encoded.shape[-1]
 

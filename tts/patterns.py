@@ -68,7 +68,10 @@ def make_pattern(name: str, codebooks: int, empty: int) -> DelayPattern:
     if name == "delay":
         return DelayPattern(range(codebooks), empty)
     if name.startswith("delay:"):
-        delays = [int(d) for d in name.removeprefix("delay:").split(",")]
+        try:
+            delays = [int(d) for d in name.removeprefix("delay:").split(",")]
+        except ValueError:
+            raise ConfigError(f"{name!r}: delays are whole numbers, such as delay:0,1,1,2") from None
         if len(delays) != codebooks:
             raise ConfigError(f"{name!r} gives {len(delays)} delays for {codebooks} codebooks")
         return DelayPattern(delays, empty)

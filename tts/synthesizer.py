@@ -1,4 +1,5 @@
-"""Text in, audio out: the public face of `tts/`. A plain generator, no threads; concurrency is the engine's business."""
+"""Text in, audio out: the public face of `tts/`. A plain generator, no threads; concurrency is the engine's
+business."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from ..codecs.base import Codec
-from ..codecs.loading import load_codec, load_weights, model_folder, read_config
+from ..codecs.loading import load_codec, load_weights, model_folder, read_config, read_json, validated
 from ..errors import BadInput, ConfigError
 from .decoder import AcousticDecoder
 from .generate import Frame, Generation, Request
@@ -84,13 +85,19 @@ class VoiceSettings(BaseModel):
 
 
 def load_lm(name: str) -> tuple[SpeechLM, str]:
-    """A language model in eval mode and the name of the codec it speaks, by bundled name or folder."""
+    """A language model in eval mode and the name of the codec it speaks, by bundled name or folder.
+
+    Raises:
+        MissingFile, ConfigError, CorruptFile: what is wrong with it.
+    """
     folder = model_folder(name)
     config = read_config(folder)
     if config.pop("kind", None) != "lm":
         raise ConfigError(f"{folder} is not a speech language model")
-    codec = config.pop("codec")
-    lm = SpeechLM(SpeechLMConfig.model_validate(config))
+    codec = config.pop("codec", None)
+    if not isinstance(codec, str):
+        raise ConfigError(f"{folder / 'config.json'} does not name the codec that the model speaks")
+    lm = SpeechLM(validated(SpeechLMConfig, config, folder))
     load_weights(lm, folder)
     return lm.eval(), codec
 
@@ -122,7 +129,7 @@ class Synthesizer:
         lm, codec = load_lm(str(folder))
         path = folder / "settings.json"
         if path.exists():
-            settings = VoiceSettings.model_validate_json(path.read_text())
+            settings = validated(VoiceSettings, read_json(path), folder, path.name)
         else:
             names = lm.config.voices
             settings = VoiceSettings(names={v: v for v in names}, default=names[0])
@@ -235,7 +242,9 @@ class Synthesizer:
     ) -> Iterator[AudioChunk]:
         plan = generation.join(0, request)
         timeline = _Timeline(utterance, writer.frames_in, self.codec.frame_size / self.sample_rate)
-        breaks = {index + 1: seconds for index, seconds in utterance.breaks}  # +1: the plan counts ^ as phone 0
+        breaks: dict[int, float] = {}
+        for index, seconds in utterance.breaks:  # +1: the plan counts ^ as phone 0
+            breaks[index + 1] = breaks.get(index + 1, 0.0) + seconds
         try:
             while not plan.done:
                 frame = generation.tick().get(0)

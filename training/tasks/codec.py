@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ...codecs.loading import load_semantic
 from ...codecs.native import XCodec, XCodecConfig, XCodecOutput
+from ...codecs.quantizers import ResidualVQ
 from ...codecs.semantic import SemanticTokenizer
 from ..losses import SpectralLoss
 from ..pack import F0_HOP
@@ -144,7 +145,7 @@ class _Network(nn.Module):
         if teacher is not None:
             losses |= _semantic_losses(out, teacher)
             total = total + o.semantic * losses["semantic"] + o.student * losses.get("student", 0.0)
-        if isinstance(self.model.quantizer, nn.Module) and hasattr(self.model.quantizer, "usage"):
+        if isinstance(self.model.quantizer, ResidualVQ):
             usage = self.model.quantizer.usage
             losses["used"] = (usage > 0.1 * usage.mean(1, keepdim=True)).float().mean()
         return {"loss": total, **losses}
@@ -160,7 +161,8 @@ _DECODER = ("post", "decoder_slow", "unfold", "decoder_fast", "norm", "head")
 
 
 def _pitch_losses(out: XCodecOutput, f0: Tensor) -> dict[str, Tensor]:
-    assert out.head.log_f0 is not None and out.head.voicing is not None
+    assert out.head.log_f0 is not None
+    assert out.head.voicing is not None
     voiced = (f0 > 0).float()
     error = (out.head.log_f0 - f0.clamp(min=50.0).log()).abs()
     return {
