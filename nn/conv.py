@@ -49,10 +49,10 @@ class CausalConv1d(StreamingModule):
         """`[batch, in, time] -> [batch, out, time / stride]`."""
         if x.shape[-1] % self.stride:
             raise BadInput(f"chunk of {x.shape[-1]} steps is not a multiple of the stride {self.stride}")
-        if state is None:
-            return self.conv(F.pad(x, (self.context, 0)))
         if x.shape[-1] == 0:
             return x.new_zeros(x.shape[0], self.conv.out_channels, 0)
+        if state is None:
+            return self.conv(F.pad(x, (self.context, 0)))
         x = torch.cat([state["previous"].to(x.dtype), x], -1)
         if self.context:
             state.update("previous", x[..., -self.context :])

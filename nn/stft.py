@@ -1,8 +1,8 @@
 """Short-time Fourier transform and its inverse as streaming modules.
 
 Frame t covers the samples `[(t + 1) * hop - n_fft, (t + 1) * hop)`: it ends where the t-th hop of samples ends, so the
-transform needs no look-ahead. With a Hann window and `n_fft` an even number of hops, at least four, the squared windows add up to a
-constant, and overlap-add needs no edge normalisation: streaming equals offline by construction.
+transform needs no look-ahead. With a Hann window and `n_fft` an even number of hops, at least four, the squared windows
+add up to a constant, and overlap-add needs no edge normalisation: streaming equals offline by construction.
 """
 
 from __future__ import annotations

@@ -1,0 +1,119 @@
+"""Laws 1, 2 and 4 over convolutions and the short-time Fourier transform."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from quaver.errors import BadInput
+from quaver.nn.conv import CausalConv1d, CausalConvTranspose1d, ConvNeXtBlock
+from quaver.nn.state import StreamingModule
+from quaver.nn.stft import STFT, InverseSTFT
+
+from ..laws import TOLERANCE, chunkings, few, many, randn, randomised, split
+
+CONVOLUTIONS = {
+    "plain": lambda: CausalConv1d(3, 5, 4),
+    "pointwise": lambda: CausalConv1d(3, 5, 1),
+    "strided": lambda: CausalConv1d(3, 5, 5, stride=2),
+    "no context": lambda: CausalConv1d(3, 5, 2, stride=2),
+    "dilated": lambda: CausalConv1d(3, 6, 3, dilation=4, groups=3, bias=False),
+    "transposed": lambda: CausalConvTranspose1d(3, 5, 7, 3),
+    "transposed without overlap": lambda: CausalConvTranspose1d(3, 5, 3, 3, bias=False),
+    "convnext": lambda: ConvNeXtBlock(3, 7),
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients():
+    with torch.no_grad():
+        yield
+
+
+def run(module: StreamingModule, pieces: list[Tensor], batch: int) -> Tensor:
+    state = module.init_state(batch)
+    return torch.cat([module(piece, state) for piece in pieces], -1)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+@many
+@given(lengths=chunkings(), batch=st.integers(1, 2))
+def test_streaming_equals_offline(name: str, lengths: list[int], batch: int) -> None:
+    module = randomised(CONVOLUTIONS[name]())
+    unit = 2 if name in ("strided", "no context") else 1
+    x = randn(batch, 3, unit * sum(lengths))
+    streamed = run(module, split(x, lengths, unit), batch)
+    assert torch.allclose(streamed, module(x), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_the_future_never_changes_the_past(name: str) -> None:
+    module = randomised(CONVOLUTIONS[name]())
+    x, y = randn(1, 3, 24), randn(1, 3, 24, seed=1)
+    y[..., :14] = x[..., :14]
+    a, b = module(x), module(y)
+    known = 14 * a.shape[-1] // 24
+    assert torch.equal(a[..., :known], b[..., :known])
+    assert not torch.equal(a, b)
+
+
+def test_a_symmetric_convnext_sees_the_future_and_refuses_to_stream() -> None:
+    block = randomised(ConvNeXtBlock(3, 7, causal=False))
+    x = randn(1, 3, 9)
+    later = x.clone()
+    later[..., 8] += 1
+    assert not torch.equal(block(x)[..., :8], block(later)[..., :8])
+    with pytest.raises(BadInput, match="causal"):
+        block.init_state(1)
+
+
+def test_impossible_shapes_are_refused() -> None:
+    with pytest.raises(BadInput, match="stride"):
+        CausalConv1d(1, 1, 2, stride=3)
+    with pytest.raises(BadInput, match="holes"):
+        CausalConvTranspose1d(1, 1, 2, 3)
+    with pytest.raises(BadInput, match="multiple"):
+        CausalConv1d(1, 1, 4, stride=2)(randn(1, 1, 3))
+    for n_fft, hop in ((16, 5), (8, 4)):  # at two hops a window the squared Hann windows do not add up to a constant
+        with pytest.raises(BadInput, match="hop"):
+            STFT(n_fft, hop)
+    with pytest.raises(BadInput, match="hop"):
+        STFT(16, 4)(randn(1, 6))
+
+
+@few
+@given(lengths=chunkings(4), parts=st.sampled_from([4, 6]))
+def test_stft_streams(lengths: list[int], parts: int) -> None:
+    stft = STFT(parts * 4, 4)
+    audio = randn(2, 4 * sum(lengths))
+    state = stft.init_state(2)
+    streamed = torch.cat([stft(chunk, state) for chunk in split(audio, lengths, 4)], -1)
+    assert torch.allclose(streamed, stft(audio), atol=1e-5)
+    assert streamed.shape == (2, parts * 2 + 1, sum(lengths))
+
+
+@few
+@given(lengths=chunkings(4), parts=st.sampled_from([4, 6]))
+def test_inverse_stft_streams_with_its_declared_delay(lengths: list[int], parts: int) -> None:
+    istft = InverseSTFT(parts * 4, 4)
+    bins, frames = parts * 2 + 1, sum(lengths)
+    spectra = torch.complex(randn(2, bins, frames), randn(2, bins, frames, seed=1))
+    state = istft.init_state(2)
+    pieces = [istft(chunk, state) for chunk in split(spectra, lengths)]
+    assert [p.shape[-1] for p in pieces] == [4 * n for n in lengths]
+    streamed = torch.cat([*pieces, istft.flush(state)], -1)[:, istft.overlap :]
+    assert torch.allclose(streamed, istft(spectra), atol=1e-5)
+    assert not any(t.any() for _, t in state.tensors())  # at rest: a next stream may follow
+
+
+@pytest.mark.parametrize("parts", [4, 6])
+def test_inverse_stft_inverts(parts: int) -> None:
+    """A stream through both gives the audio back, late by the overlap: the sample `n` comes out at `n + overlap`."""
+    stft, istft = STFT(parts * 4, 4), InverseSTFT(parts * 4, 4)
+    audio = randn(1, 80)
+    quiet = torch.zeros(1, istft.overlap)
+    back = istft(stft(torch.cat([audio, quiet], -1)))
+    assert torch.allclose(back[:, : 80 - istft.overlap], audio[:, : 80 - istft.overlap], atol=1e-5)
