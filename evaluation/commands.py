@@ -45,7 +45,7 @@ def run_tts(
     *,
     wav_dir: Path | Sequence[Path] | None = None,
     speaker_refs: Path | None = None,
-    phones: PhoneRecognizer | str | None = "ctc-en",
+    phones: PhoneRecognizer | str | None = "semantic-25hz",
     progress: bool = True,
 ) -> Report:
     """Judges every voice of a synthesizer on the sentences of a file: one row per voice and a mean row.

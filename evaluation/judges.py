@@ -45,7 +45,7 @@ class Judges:
 
     Arguments:
         asr: folder of a faster-whisper model, or its hub name; None leaves word error rates out.
-        phones: a phone recogniser, or the name or folder of one of ours ("ctc-en").
+        phones: a phone recogniser, or the name or folder of one of ours ("semantic-25hz").
         threads: of every judge.
 
     Attributes:
@@ -53,7 +53,7 @@ class Judges:
     """
 
     def __init__(
-        self, asr: str | None = None, phones: PhoneRecognizer | str | None = "ctc-en", *, threads: int = 1
+        self, asr: str | None = None, phones: PhoneRecognizer | str | None = "semantic-25hz", *, threads: int = 1
     ) -> None:
         self.asr = asr
         self.phones = phones

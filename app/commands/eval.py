@@ -52,7 +52,7 @@ def tts(
     speaker_refs: Annotated[
         Path | None, typer.Option("--speaker-refs", help="Folder with recordings of each voice, for the similarity.")
     ] = None,
-    phones: Annotated[str, typer.Option("--phones", help='Phone recogniser, or "none".')] = "ctc-en",
+    phones: Annotated[str, typer.Option("--phones", help='Phone recogniser, or "none".')] = "semantic-25hz",
     quiet: Quiet = False,
 ) -> None:
     """Judge every voice of a model on a list of sentences, and print the table."""
