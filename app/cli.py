@@ -31,6 +31,7 @@ app.add_typer(codec.app, name="codec")
 app.add_typer(corpus.app, name="corpus")
 app.add_typer(evaluation.app, name="eval")
 app.command("train")(train.train)
+app.command("export")(train.export)
 
 
 def _version(wanted: bool) -> None:

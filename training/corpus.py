@@ -8,15 +8,26 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ..errors import CorruptFile, MissingExtra, MissingFile
 from ..tts.text import WordSpan, is_pause, phones_from_misaki
 
-__all__ = ["MANIFEST_RATE", "Item", "beside", "load_manifest", "words_of", "write_manifest"]
+__all__ = [
+    "MANIFEST_RATE",
+    "Item",
+    "audio_items",
+    "beside",
+    "load_manifest",
+    "manifest_rows",
+    "words_of",
+    "write_manifest",
+]
 
 MANIFEST_RATE = 24_000
+AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
 
 _EDGES = " \t\n.,;:!?…—–-\"'“”‘’()[]{}<>*_~"
 
@@ -38,18 +49,46 @@ class Item:
     words: tuple[WordSpan, ...]
 
 
-def load_manifest(path: str | Path) -> list[Item]:
+def load_manifest(path: str | Path, textless: bool = False) -> list[Item]:
     """All usable utterances of a manifest, in its order.
 
     Two formats are read, plain or gzipped: lhotse cuts (`quaver corpus build` writes them; lhotse itself is not needed
     to read them) and plain JSON lines with `path`, `text`, `voice`, `seconds` and `phonemes` (a G2P string; made from
     the text when it is absent). Paths count from the manifest's folder. A last line that a running job has not
-    finished writing is left out, and so are rows without a single phone.
+    finished writing is left out, and so are rows without a single phone, unless `textless` (for codecs, which need
+    none): then even `text` may be absent.
     Raises MissingFile, or CorruptFile naming the line.
     """
     path = Path(path)
-    items = (_item(row, path.parent, where) for row, where in _rows(path))
-    return [item for item in items if item.phones]
+    items = [_item(row, path.parent, where, textless) for row, where in _rows(path)]
+    return items if textless else [item for item in items if item.phones]
+
+
+def manifest_rows(path: str | Path) -> Iterator[dict[str, Any]]:
+    """The rows of a manifest of either format as flat dictionaries with `id`, and whatever else they have."""
+    for row, where in _rows(Path(path)):
+        try:
+            row = _flat_cut(row) if "recording" in row else row
+            yield {**row, "id": _id(row)}
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise CorruptFile(f"{where}: no usable utterance ({type(error).__name__}: {error})") from error
+
+
+def audio_items(folder: Path) -> list[Item]:
+    """The audio files of a folder and its sub-folders as items without text, by name; the folder in which a file lies
+    is taken for its speaker, up to the first level (`19/198/19-198-0001.flac` is by 19)."""
+    import soundfile
+
+    items = []
+    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO and p.is_file()):
+        inside = path.relative_to(folder)
+        try:
+            seconds = soundfile.info(path).duration
+        except soundfile.LibsndfileError as error:
+            raise CorruptFile(f"{path} cannot be read as audio ({error.error_string}); mend or remove it") from None
+        voice = inside.parts[0] if len(inside.parts) > 1 else folder.resolve().name
+        items.append(Item(inside.with_suffix("").as_posix(), path, "", voice, seconds, (), ()))
+    return items
 
 
 def _rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
@@ -74,16 +113,16 @@ def _rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
         yield row, f"{path}, line {number}"
 
 
-def _item(row: dict[str, Any], folder: Path, where: str) -> Item:
+def _item(row: dict[str, Any], folder: Path, where: str, textless: bool) -> Item:
     try:
         if "recording" in row:
             row = _flat_cut(row)
-        audio, text = Path(row["path"]), str(row["text"])
-        phonemes = row.get("phonemes") or _read_aloud(text)
-        phones, ranges = phones_from_misaki(phonemes)
+        text = str(row.get("text", "") if textless else row["text"])
+        phonemes = row.get("phonemes") or (_reader()(text) if text.strip() else "")
+        phones, ranges = phones_from_misaki(phonemes) if phonemes else ([], [])
         return Item(
-            id=str(row.get("id") or audio.with_suffix("").as_posix()),
-            path=folder / audio,
+            id=_id(row),
+            path=folder / row["path"],
             text=text,
             voice=str(row["voice"]),
             seconds=float(row["seconds"]),
@@ -94,25 +133,32 @@ def _item(row: dict[str, Any], folder: Path, where: str) -> Item:
         raise CorruptFile(f"{where}: no usable utterance ({type(error).__name__}: {error})") from error
 
 
+def _id(row: dict[str, Any]) -> str:
+    return str(row.get("id") or Path(row["path"]).with_suffix("").as_posix())
+
+
 def _flat_cut(cut: dict[str, Any]) -> dict[str, Any]:
     """A lhotse MonoCut as the flat row of the simple format."""
     supervision = cut["supervisions"][0]
     if cut.get("start"):
         raise ValueError("a cut from within a recording; write each utterance to a file of its own first")
+    custom = supervision.get("custom") or {}
     return {
         "id": supervision.get("id") or cut["id"],
         "path": cut["recording"]["sources"][0]["source"],
         "text": supervision["text"],
         "voice": supervision["speaker"],
         "seconds": cut["duration"],
-        "phonemes": (supervision.get("custom") or {}).get("phonemes"),
+        "phonemes": custom.get("phonemes"),
+        "speed": custom.get("speed", 1.0),
     }
 
 
-def _read_aloud(text: str) -> str:
-    from hibari.g2p import G2P
+@lru_cache(maxsize=1)
+def _reader() -> Any:
+    from hibari.g2p import G2P  # takes a second to load
 
-    return G2P()(text)
+    return G2P()
 
 
 def words_of(text: str, phones: list[str], ranges: list[tuple[int, int]]) -> tuple[WordSpan, ...]:

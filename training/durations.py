@@ -11,11 +11,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ..errors import BadInput
+from ..errors import BadInput, MissingExtra
 from ..tts.phones import parse_misaki
 from .corpus import manifest_rows
 from .pack import ALIGN_RATE, Pack
@@ -30,8 +29,12 @@ class HibariDurations:
 
     def __init__(self) -> None:
         import hibari.tts
-        import onnx
         import onnxruntime
+
+        try:
+            import onnx
+        except ImportError as error:
+            raise MissingExtra("reading a teacher's durations needs onnx; run: pip install 'quaver[train]'") from error
 
         assets = Path(hibari.tts.ASSETS)
         model = onnx.load(str(assets / "hibari.onnx"))

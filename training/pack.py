@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import BadInput, CorruptFile, MissingExtra, MissingFile
-from .corpus import Item, audio_items, load_manifest
+from .corpus import Item, audio_items, beside, load_manifest
 
 __all__ = ["ALIGN_RATE", "F0_HOP", "SAMPLE_RATE", "Entry", "Pack", "add_f0", "pack_manifest"]
 
@@ -85,15 +85,14 @@ class Pack:
     def write_track(self, name: str, arrays: Iterable[np.ndarray], dtype: Any) -> None:
         """Writes a track from one array `[n, width]` (or `[n]`) per utterance, in order; beside, then renamed."""
         path, offsets = self.folder / name, [0]
-        part = path.with_name(path.name + ".part")
-        with open(part, "wb") as out:
-            for array in arrays:
-                out.write(np.ascontiguousarray(array, dtype).tobytes())
-                offsets.append(offsets[-1] + len(array))
-        if len(offsets) != len(self) + 1:
-            raise BadInput(f"track {name}: {len(offsets) - 1} arrays for {len(self)} utterances")
-        np.save(path.with_suffix(path.suffix + ".offsets.npy"), np.array(offsets))
-        os.replace(part, path)
+        with beside(path) as part:
+            with open(part, "wb") as out:
+                for array in arrays:
+                    out.write(np.ascontiguousarray(array, dtype).tobytes())
+                    offsets.append(offsets[-1] + len(array))
+            if len(offsets) != len(self) + 1:
+                raise BadInput(f"track {name}: {len(offsets) - 1} arrays for {len(self)} utterances")
+            np.save(path.with_suffix(path.suffix + ".offsets.npy"), np.array(offsets))
 
 
 def _entry(row: dict[str, Any]) -> Entry:
@@ -125,18 +124,22 @@ def pack_manifest(
     items = _chosen(found, hours, voices)
     if not items:
         raise BadInput(f"{manifest} holds nothing to pack; rows without a text need --textless")
+    counted = progress(items, len(items)) if progress else items
     folder.mkdir(parents=True, exist_ok=True)
+    with beside(folder / "audio.i16") as audio, beside(folder / "index.jsonl") as index:
+        _write_pack(audio, index, zip(counted, _waves(items, jobs), strict=True))
+    return Pack(folder)
+
+
+def _write_pack(audio: Path, index: Path, pairs: Iterable[tuple[Item, np.ndarray]]) -> None:
     start = 0
-    with open(folder / "audio.i16.part", "wb") as audio, open(folder / "index.jsonl.part", "w") as index:
-        for item, wave in zip(progress(items, len(items)) if progress else items, _waves(items, jobs), strict=True):
-            audio.write(wave.tobytes())
+    with open(audio, "wb") as samples, open(index, "w", encoding="utf-8") as lines:
+        for item, wave in pairs:
+            samples.write(wave.tobytes())
             words = tuple((w.text, w.start, w.end) for w in item.words)
             entry = Entry(item.id, item.voice, item.text, tuple(item.phones), words, start, len(wave))
-            index.write(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
+            lines.write(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
             start += len(wave)
-    os.replace(folder / "audio.i16.part", folder / "audio.i16")
-    os.replace(folder / "index.jsonl.part", folder / "index.jsonl")
-    return Pack(folder)
 
 
 def _chosen(items: list[Item], hours: float | None, voices: Collection[str]) -> list[Item]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -19,6 +20,7 @@ app = typer.Typer(help="Make, import and pack speech corpora for training.", no_
 
 OUT = Annotated[Path, typer.Option("--out", "-o", help="Folder of the corpus; a stopped run goes on in it.")]
 JOBS = Annotated[int, typer.Option("--jobs", "-j", min=1, max=256, help="Processes, one thread each.")]
+PACKS = Annotated[list[Path], typer.Argument(help="Folders made by `quaver corpus pack`.")]
 QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no table.")]
 
 
@@ -76,30 +78,90 @@ def import_(
 
 @app.command("pack")
 def pack(
-    manifest: Annotated[Path, typer.Argument(help="manifest.jsonl.gz of a corpus, or plain JSON lines.")],
+    manifest: Annotated[
+        Path, typer.Argument(help="manifest.jsonl.gz of a corpus, plain JSON lines, or a folder of audio files.")
+    ],
     out: Annotated[Path, typer.Argument(help="Folder of the pack.")],
     hours: Annotated[float | None, typer.Option("--hours", min=0, help="Only the first so many hours.")] = None,
+    voice: Annotated[list[str] | None, typer.Option("--voice", help="Only this speaker; repeat for more.")] = None,
+    textless: Annotated[
+        bool, typer.Option("--textless", help="Take rows without a text too (only codecs can be trained on them).")
+    ] = False,
     jobs: JOBS = 1,
     f0: Annotated[bool, typer.Option("--f0/--no-f0", help="Add pitch tracks (harmonic decoder, evaluation).")] = True,
     quiet: QUIET = False,
 ) -> None:
     """Lay a corpus out for training: all audio in one memory-mapped file."""
-    from ...training.pack import add_f0, pack_manifest
+    from ...training.pack import pack_manifest
 
-    check_readable(manifest, "manifest")
+    if not manifest.is_dir():
+        check_readable(manifest, "manifest")
     with _progress(quiet) as tick:
 
         def counted(items: Iterable[Any], total: int) -> Iterator[Any]:
             for number, item in enumerate(items, 1):
                 yield item
-                tick("pack", number, total)
+                tick("audio", number, total)
 
-        made = pack_manifest(manifest, out, hours=hours, jobs=jobs, progress=counted)
+        made = pack_manifest(
+            manifest, out, hours=hours, voices=voice or (), textless=textless, jobs=jobs, progress=counted
+        )
     if f0:
-        add_f0(made, jobs)
+        _add_track([out], "f0", "", jobs, quiet)
     if not quiet:
         seconds = sum(entry.seconds for entry in made.entries)
         typer.echo(f"{out}: {len(made)} utterances, {seconds / 3600:.2f} h", err=True)
+
+
+@app.command("f0")
+def f0(packs: PACKS, jobs: JOBS = 1, quiet: QUIET = False) -> None:
+    """Add pitch tracks, which `pack` does by itself unless told not to."""
+    _add_track(packs, "f0", "", jobs, quiet)
+
+
+@app.command("durations")
+def durations(
+    packs: PACKS,
+    manifest: Annotated[Path, typer.Option("--manifest", "-m", help="What the pack was made of.")],
+    quiet: QUIET = False,
+) -> None:
+    """Add the phone times that the hibari teacher knows, to start the phoneme recogniser off."""
+    check_readable(manifest, "manifest")
+    _add_track(packs, "durations", str(manifest), 1, quiet)
+
+
+@app.command("align")
+def align(
+    packs: PACKS,
+    model: Annotated[str, typer.Option("--model", "-m", help="Semantic tokenizer: a run, or a bundled model.")],
+    jobs: JOBS = 1,
+    quiet: QUIET = False,
+) -> None:
+    """Add phone times by forced alignment; language models are trained on them."""
+    _add_track(packs, "align", model, jobs, quiet)
+
+
+@app.command("codes")
+def codes(
+    packs: PACKS,
+    codec: Annotated[str, typer.Option("--codec", "-c", help="Codec: a run, or a bundled model. Its name names them.")],
+    jobs: JOBS = 1,
+    quiet: QUIET = False,
+) -> None:
+    """Add a codec's codes; language models are trained on them."""
+    _add_track(packs, "codes", codec, jobs, quiet)
+
+
+def _add_track(
+    packs: list[Path], kind: Literal["f0", "align", "codes", "durations"], source: str, jobs: int, quiet: bool
+) -> None:
+    from ...training.pack import Pack
+    from ...training.tracks import TrackJob, make_track
+
+    job, opened = TrackJob(kind, source), [Pack(folder) for folder in packs]
+    with _progress(quiet) as tick:
+        for made in opened:
+            make_track(made, job, jobs, partial(tick, f"{kind} {made.folder.name}"))
 
 
 @contextmanager
@@ -109,15 +171,20 @@ def _progress(quiet: bool) -> Iterator[Any]:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as bars:
-        known: dict[str, Any] = {}
+    bars = Progress(*columns, console=Console(stderr=True), disable=quiet)
+    known: dict[str, Any] = {}
 
-        def tick(name: str, done: float, total: float) -> None:
-            if name not in known:
-                known[name] = bars.add_task(name, total=total)
-            bars.update(known[name], completed=min(done, total))
+    def tick(name: str, done: float, total: float) -> None:
+        if name not in known:
+            known[name] = bars.add_task(name, total=total)
+            bars.start()  # not before: an empty display would put an empty line before an error's
+        bars.update(known[name], completed=min(done, total))
 
+    try:
         yield tick
+    finally:
+        if known:
+            bars.stop()
 
 
 def _show(reports: dict[str, VoiceReport], out: Path, quiet: bool) -> None:
