@@ -64,8 +64,8 @@ def rope_tables(positions: Tensor, dim: int, base: float) -> tuple[Tensor, Tenso
 
 
 def _rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotates the halves of `x[batch, head, time, dim]` by the tables `[batch or 1, time, dim / 2]`."""
-    cos, sin = (t[:, None].to(x.dtype) for t in tables)
+    """Rotates the halves of `x[batch, 2, head, time, dim]` by the tables `[batch or 1, time, dim / 2]`."""
+    cos, sin = (t[:, None, None].to(x.dtype) for t in tables)
     a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
@@ -93,9 +93,11 @@ class _Attention(StreamingModule):
     ) -> Tensor:
         batch, time, _ = x.shape
         qkv = self.qkv(x).view(batch, time, 3, self.config.heads, self.config.head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        q, k = _rotate(self.q_norm(q), tables), _rotate(self.k_norm(k), tables)
-        q, k = q.to(v.dtype), k.to(v.dtype)
+        v = qkv[:, :, 2].transpose(1, 2)
+        # Queries and keys are normalised and rotated together: at batch 1 the count of operations is the cost.
+        gain = torch.stack([self.q_norm.weight, self.k_norm.weight])[:, None]
+        qk = F.rms_norm(qkv[:, :, :2], (self.config.head_dim,), eps=1e-6) * gain
+        q, k = _rotate(qk.permute(0, 2, 3, 1, 4), tables).to(v.dtype).unbind(1)
         if state is not None and write is not None:
             index = write[:, None, :, None].expand(-1, self.config.heads, -1, self.config.head_dim)
             # Written for frozen slots too: the place lies past their position, so it holds nothing of value.
