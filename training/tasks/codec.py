@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from ...codecs.loading import load_semantic
+from ...codecs.loading import TRAINING_ONLY, load_semantic
 from ...codecs.native import XCodec, XCodecConfig, XCodecOutput
 from ...codecs.quantizers import ResidualVQ
 from ...codecs.semantic import SemanticTokenizer
@@ -112,9 +112,12 @@ class _Network(nn.Module):
         self.model, self.options = model, options
         self.spectral = SpectralLoss(model.sample_rate)
         self._teacher = [teacher.eval().requires_grad_(False)] if teacher is not None else []
-        if options.freeze_encoder:
-            for name, parameter in model.named_parameters():
-                parameter.requires_grad_(name.split(".")[0] in _DECODER)
+        for name, parameter in model.named_parameters():
+            part = name.split(".")[0]
+            # Without a teacher nothing uses the semantic losses' parts, and parameters that get no gradient would stop
+            # a run on several processes.
+            idle = teacher is None and part in TRAINING_ONLY
+            parameter.requires_grad_(not idle and (part in _DECODER or not options.freeze_encoder))
 
     def train(self, mode: bool = True) -> _Network:
         super().train(mode)
