@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
@@ -15,7 +17,7 @@ from quaver.nn.stft import STFT, InverseSTFT
 
 from ..laws import TOLERANCE, chunkings, few, many, randn, randomised, split
 
-CONVOLUTIONS = {
+CONVOLUTIONS: dict[str, Callable[[], StreamingModule]] = {
     "plain": lambda: CausalConv1d(3, 5, 4),
     "pointwise": lambda: CausalConv1d(3, 5, 1),
     "strided": lambda: CausalConv1d(3, 5, 5, stride=2),

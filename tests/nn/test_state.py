@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from quaver.errors import BadInput
 from quaver.nn.conv import CausalConv1d, CausalConvTranspose1d, ConvNeXtBlock
@@ -44,7 +44,7 @@ class Stack(StreamingModule):
 
 
 @pytest.fixture(scope="module")
-def stack() -> nn.Module:
+def stack() -> Stack:
     return randomised(Stack()).requires_grad_(False)
 
 
@@ -52,7 +52,7 @@ SLOTS = 3
 STEPS = [randn(SLOTS, 1, 8, seed=i) for i in range(12)]  # 2 positions a step: 24 positions wrap a ring of 11
 
 
-def after(stack: nn.Module, count: int) -> State:
+def after(stack: Stack, count: int) -> State:
     state = stack.init_state(SLOTS)
     for x in STEPS[:count]:
         stack(x, state)
@@ -63,7 +63,7 @@ def mask(*slots: int) -> Tensor:
     return torch.tensor([i in slots for i in range(SLOTS)])
 
 
-def test_reset_of_one_slot_leaves_neighbours_alone(stack: nn.Module) -> None:
+def test_reset_of_one_slot_leaves_neighbours_alone(stack: Stack) -> None:
     state, whole, fresh = after(stack, 7), after(stack, 7), stack.init_state(SLOTS)
     state.reset(mask(1))
     for x in STEPS[7:]:
@@ -72,7 +72,7 @@ def test_reset_of_one_slot_leaves_neighbours_alone(stack: nn.Module) -> None:
         assert torch.equal(out[1], anew[1])
 
 
-def test_a_frozen_slot_behaves_as_if_the_step_never_happened(stack: nn.Module) -> None:
+def test_a_frozen_slot_behaves_as_if_the_step_never_happened(stack: Stack) -> None:
     state, twin = after(stack, 6), after(stack, 6)
     frozen, moving = after(stack, 6), after(stack, 6)
     for x in STEPS[6:9]:
@@ -86,7 +86,7 @@ def test_a_frozen_slot_behaves_as_if_the_step_never_happened(stack: nn.Module) -
     assert not torch.equal(stack(STEPS[0], twin)[1], stack(STEPS[0], frozen)[1])  # the check above can fail
 
 
-def test_freezing_ends_with_its_block_and_nests(stack: nn.Module) -> None:
+def test_freezing_ends_with_its_block_and_nests(stack: Stack) -> None:
     state = stack.init_state(SLOTS)
     with state.only(mask(0)):
         with pytest.raises(RuntimeError), state.child("lm").only(mask(1)):
@@ -99,7 +99,7 @@ def test_freezing_ends_with_its_block_and_nests(stack: nn.Module) -> None:
             pass
 
 
-def test_a_state_survives_a_file(stack: nn.Module, tmp_path: Path) -> None:
+def test_a_state_survives_a_file(stack: Stack, tmp_path: Path) -> None:
     state = after(stack, 7)
     save_file(state.save(), tmp_path / "state.safetensors")
     restored = stack.init_state(SLOTS)
@@ -108,7 +108,7 @@ def test_a_state_survives_a_file(stack: nn.Module, tmp_path: Path) -> None:
         assert torch.equal(stack(x, state), stack(x, restored))
 
 
-def test_a_saved_state_is_a_copy_and_a_foreign_one_is_refused(stack: nn.Module) -> None:
+def test_a_saved_state_is_a_copy_and_a_foreign_one_is_refused(stack: Stack) -> None:
     state = after(stack, 2)
     saved = state.save()
     before = {k: v.clone() for k, v in saved.items()}
@@ -124,7 +124,7 @@ def test_a_saved_state_is_a_copy_and_a_foreign_one_is_refused(stack: nn.Module) 
 
 @pytest.mark.parametrize("start", [0, 1, 4, 5, 6, 7])
 @pytest.mark.parametrize("steps", [1, 3])
-def test_rollback_is_as_if_nothing_had_been_stepped(stack: nn.Module, start: int, steps: int) -> None:
+def test_rollback_is_as_if_nothing_had_been_stepped(stack: Stack, start: int, steps: int) -> None:
     """Up to `slack` = 6 positions back, also when those wrapped around the ring and wrote over its oldest places."""
     state, twin = after(stack, start), after(stack, start)
     mark = state.mark()
@@ -135,7 +135,7 @@ def test_rollback_is_as_if_nothing_had_been_stepped(stack: nn.Module, start: int
         assert torch.equal(stack(x, state), stack(x, twin))
 
 
-def test_rollback_of_one_slot_leaves_neighbours_alone(stack: nn.Module) -> None:
+def test_rollback_of_one_slot_leaves_neighbours_alone(stack: Stack) -> None:
     state, twin, straight = after(stack, 5), after(stack, 5), after(stack, 5)
     mark = state.mark()
     for x in STEPS[5:8]:
@@ -148,13 +148,13 @@ def test_rollback_of_one_slot_leaves_neighbours_alone(stack: nn.Module) -> None:
         assert torch.equal(out[:2], stack(x, straight)[:2])
 
 
-def test_key_value_caches_are_not_copied_into_a_mark(stack: nn.Module) -> None:
+def test_key_value_caches_are_not_copied_into_a_mark(stack: Stack) -> None:
     marked = {path.split(".")[-1] for path in stack.init_state(1).mark()}
     assert "position" in marked
     assert not marked & {"keys", "values"}
 
 
-def test_a_row_is_bit_identical_whatever_the_others_hold(stack: nn.Module) -> None:
+def test_a_row_is_bit_identical_whatever_the_others_hold(stack: Stack) -> None:
     one, other = stack.init_state(SLOTS), stack.init_state(SLOTS)
     for i, x in enumerate(STEPS):
         y = randn(SLOTS, 1, 8, seed=50 + i) * 100

@@ -129,7 +129,8 @@ def test_the_teacher_stays_in_eval_and_is_not_trained(recipe: MakeRecipe, tmp_pa
     """X-Codec's trainer left its teacher's dropout on."""
     settings = recipe("codec", options={"teacher": str(teacher(tmp_path / "teacher"))})
     trainer = Trainer(_built(settings), settings, tmp_path / "run")
-    (model,) = trainer.task.network._teacher
+    network: Any = trainer.task.network
+    (model,) = network._teacher
     before = {k: v.clone() for k, v in model.state_dict().items()}
     losses = trainer._one_step()
     assert {"semantic", "student"} <= losses.keys()
