@@ -81,7 +81,11 @@ def test_signals_leave_no_partial_file(tmp_path: Path, tiny_codec: Path, number:
     _encode_silence(tmp_path, tiny_codec)
     (tmp_path / "b.wav").write_bytes(b"old")
     command = [sys.executable, "-c", CODE, "codec", "decode", "-", "b.wav", "--codec", str(tiny_codec)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path) as child:
+    # A test run that was put into the background ignores SIGINT, and a child inherits that: hand it the default back.
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as child:  # fmt: skip
         assert child.stdin
         assert child.stderr
         child.stdin.write((tmp_path / "a.qvr").read_bytes()[:-100])
