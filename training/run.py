@@ -19,9 +19,8 @@ __all__ = ["main", "train"]
 def train(recipe: Path, out: Path, overrides: list[str], resume: bool = True, processes: int = 1) -> None:
     """Trains a recipe into `out`.
 
-    With `processes > 1` that many data-parallel processes of one thread each are started (gloo). One thread a process
-    is
-    deliberate: two OpenMP threads were measured 2-30 times slower when a neighbour uses the core.
+    With `processes > 1` that many data-parallel processes of one thread each are started (gloo). One thread a
+    process is deliberate: two OpenMP threads were measured 2-30 times slower when a neighbour uses the core.
     """
     load_recipe(recipe, overrides)  # fail early, once, and in this process
     if processes > 1:
