@@ -8,6 +8,7 @@ into the pointer of each 25 Hz frame.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torchaudio.functional import forced_align
 
 from ..codecs.base import Codec
 from ..codecs.semantic import SemanticTokenizer
+from .durations import TRACK
 from .pack import ALIGN_RATE, Pack
 from .tasks.ctc import ctc_targets
 
@@ -52,16 +54,31 @@ def _starts(path: np.ndarray, count: int) -> np.ndarray:
 
 
 def add_alignment(pack: Pack, model: SemanticTokenizer, progress: Progress | None = None) -> None:
-    """Adds `align.i16`; an utterance that cannot be aligned gets an empty row and is not used for language models."""
+    """Adds `align.i16`; an utterance that cannot be aligned gets an empty row and is not used for language models.
+
+    Where a teacher's own durations are known (`quaver corpus durations`), they are taken: no aligner is as exact.
+    """
+    known = _teacher_rows(pack)
 
     def rows() -> Iterator[np.ndarray]:
         indices: Iterable[int] = range(len(pack))
         for i in progress(indices, len(pack)) if progress else indices:
+            if len(known[i]):
+                yield known[i]
+                continue
             phones = pack.entries[i].phones  # none: speech without a transcript, for codecs only
             starts = align(model, torch.from_numpy(pack.wave(i))[None, None], phones) if phones else None
             yield np.zeros(0, np.int16) if starts is None else starts
 
     pack.write_track("align.i16", rows(), np.int16)
+
+
+def _teacher_rows(pack: Pack) -> list[np.ndarray]:
+    """The teacher's phone starts of each utterance; empty where there are none."""
+    if not (pack.folder / TRACK).exists():
+        return [np.zeros(0, np.int16)] * len(pack)
+    track, offsets = pack.track(TRACK, np.int16)
+    return [np.asarray(track[a:b, 0]) for a, b in pairwise(offsets)]
 
 
 @torch.inference_mode()

@@ -77,10 +77,11 @@ class Kokoro:
         self._styles = {path.stem: path for path in sorted((root / "voices").glob("*.bin"))}
         self.voices = tuple(self._styles)
         try:
-            self._vocab: dict[str, int] = json.loads((root / "vocab.json").read_text(encoding="utf-8"))["vocab"]
+            self.vocab: dict[str, int] = json.loads((root / "vocab.json").read_text(encoding="utf-8"))["vocab"]
         except (ValueError, KeyError) as error:
             raise CorruptFile(f"{root / 'vocab.json'} is no Kokoro vocabulary") from error
-        self._session = _onnx_session(models[0])
+        self.path = models[0]
+        self._session = _onnx_session(self.path)
         self._first_input = self._session.get_inputs()[0].name
         self._g2p: dict[bool, Any] = {}
 
@@ -91,14 +92,18 @@ class Kokoro:
 
             self._g2p[british] = G2P(british=british)
         phonemes = self._g2p[british](text)
-        ids = [self._vocab[c] for c in phonemes if c in self._vocab]
+        audio = self._session.run(None, self.inputs(phonemes, voice, speed))[0]
+        return np.asarray(audio, np.float32).ravel(), phonemes
+
+    def inputs(self, phonemes: str, voice: str, speed: float) -> dict[str, np.ndarray]:
+        """What the graph takes for a phoneme string; letters that Kokoro does not know are left out."""
+        ids = [self.vocab[c] for c in phonemes if c in self.vocab]
         style = self._style(voice)
-        inputs = {
+        return {
             self._first_input: np.array([[0, *ids, 0]], np.int64),
             "style": style[min(len(ids), len(style)) - 1][None],
             "speed": np.array([speed], np.float32),
         }
-        return np.asarray(self._session.run(None, inputs)[0], np.float32).ravel(), phonemes
 
     def _style(self, voice: str) -> np.ndarray:
         """Style vectors `[length of the phoneme string, 256]`."""

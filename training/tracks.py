@@ -100,6 +100,12 @@ class _Range(Pack):
 
     def __init__(self, whole: Pack, start: int, end: int) -> None:
         self.folder, self.audio, self.entries = whole.folder, whole.audio, whole.entries[start:end]
+        self._bounds = start, end
+
+    def track(self, name: str, dtype: Any, width: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        values, offsets = super().track(name, dtype, width)
+        start, end = self._bounds
+        return values, offsets[start : end + 1]
 
     def write_track(self, name: str, arrays: Iterable[np.ndarray], dtype: Any) -> None:
         self.part = _Part(name, dtype, [np.ascontiguousarray(array, dtype) for array in arrays])

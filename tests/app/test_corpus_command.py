@@ -127,7 +127,7 @@ def test_any_number_of_processes_makes_the_same_track(
     assert Path("p/codes.tiny.u16").read_bytes() == alone
 
 
-def test_the_durations_of_a_teacher_are_added_from_its_manifest(run: Run) -> None:
+def test_the_durations_of_a_teacher_are_added_from_its_manifest(run: Run, tiny_semantic: Path) -> None:
     Path("texts.txt").write_text("Hello there.\nA dog ran home.\n")
     hours = 2 / 3600
     build = ["corpus", "build", "--out", "c", "--teacher", f"hibari={hours:.5f}", "--texts", "texts.txt", "-q"]
@@ -139,6 +139,8 @@ def test_the_durations_of_a_teacher_are_added_from_its_manifest(run: Run) -> Non
     pack = Pack(Path("p"))
     assert lengths("p", "align.teacher.i16", np.int16) == [len(e.phones) + 1 for e in pack.entries]
     starts = pack.track("align.teacher.i16", np.int16)[0][:, 0]
+    assert run("corpus", "align", "p", "--model", tiny_semantic).code == 0
+    assert Path("p/align.i16").read_bytes() == Path("p/align.teacher.i16").read_bytes()  # known times are taken as such
     assert starts.max() <= max(e.seconds for e in pack.entries) * 50
     Path("other.jsonl").write_text('{"id": "x", "path": "x.wav"}\n')
     assert_one_line(run("corpus", "durations", "p", "-m", "other.jsonl"), "packed from")

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from ...codecs.loading import load_weights, model_folder
 from ...tts.lm import SpeechLM, SpeechLMConfig, phone_features
 from ...tts.text import is_pause
 from ..align import pointers, progress_of, speaking_rate
@@ -55,6 +56,8 @@ class LMTask:
         self.settings = SpeechLMConfig.model_validate({**recipe.model, "voices": voices, "rates": rates})
         self.voice_ids = {voice: i for i, voice in enumerate(voices)}
         self.model = SpeechLM(self.settings)
+        if recipe.init is not None:
+            load_weights(self.model, model_folder(recipe.init))
         self.network = _Network(self.model, self.options)
         self.seconds = recipe.batch_seconds
 
