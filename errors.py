@@ -41,3 +41,26 @@ class MissingExtra(QuaverError, ImportError):
     """An optional dependency is not installed; the message names the extra."""
 
     kind = "missing_extra"
+
+
+class Overloaded(QuaverError):
+    """Every slot is taken and the queue is full, or no slot came free in time. `retry_after`: seconds, an estimate."""
+
+    kind = "overloaded"
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Draining(QuaverError):
+    """The engine finishes what it has accepted and takes nothing new; another replica may."""
+
+    kind = "draining"
+
+
+class EngineError(QuaverError, RuntimeError):
+    """The model failed while it made this answer (out of memory, a defect, a restart); the same request may be sent
+    again. The cause is chained as `__cause__`."""
+
+    kind = "engine"
