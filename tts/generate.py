@@ -11,6 +11,7 @@ guard on the pointer, so that it can neither stop early nor hang (law 7).
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import torch
@@ -167,6 +168,7 @@ class Generation:
         self.state = lm.init_state(slots)
         self.plans: list[PointerPlan | None] = [None] * slots
         self.encoded: list[Tensor | None] = [None] * slots
+        self.failures: dict[int, Exception] = {}
         self.device = lm.rate.device
 
     @torch.inference_mode()
@@ -188,17 +190,35 @@ class Generation:
         self.encoded[slot] = None
 
     @torch.inference_mode()
-    def tick(self) -> dict[int, Frame]:
-        """One step of every occupied slot; frames that became complete, by slot. Finished plans stay until `leave`."""
-        moving = {i: p for i, p in enumerate(self.plans) if p is not None and not p.done}
+    def tick(self, held: Collection[int] = ()) -> dict[int, Frame]:
+        """One step of every occupied slot but those `held`; frames that became complete, by slot. Finished plans stay
+        until `leave`.
+
+        A step that raises leaves every slot as it was before, so the caller may step the slots one at a time to find
+        the one to blame. What a single plan raises when it takes its codes is put into `failures` (of this tick) and
+        does not touch the neighbours; such a plan must leave.
+        """
+        self.failures = {}
+        moving = {i: p for i, p in enumerate(self.plans) if p is not None and not p.done and i not in held}
         if not moving:
             return {}
-        hidden = self._hidden(moving)
-        codes = self._sample(hidden, moving)
-        advance = self.lm.advance(hidden).float().tolist()
+        mark, drawn = self.state.mark(), {i: p.generator.get_state() for i, p in moving.items()}
+        try:
+            hidden = self._hidden(moving)
+            codes = self._sample(hidden, moving).cpu()
+            advance = self.lm.advance(hidden).float().tolist()
+        except BaseException:
+            self.state.rollback(mark)
+            for slot, plan in moving.items():
+                plan.generator.set_state(drawn[slot])
+            raise
         frames = {}
         for slot, plan in moving.items():
-            frame = plan.commit(codes[slot].cpu(), advance[slot])
+            try:
+                frame = plan.commit(codes[slot], advance[slot])
+            except Exception as error:
+                self.failures[slot] = error
+                continue
             if frame is not None:
                 frames[slot] = frame
         return frames
