@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .sampling import SamplingConfig, draw, filtered_probabilities, repetition_aware
+from .sampling import SamplingConfig, repetition_aware, sample_code
 
 __all__ = ["CategoricalHead"]
 
@@ -91,7 +91,7 @@ class CategoricalHead(nn.Module):
         codes = []
         for k, level in enumerate(self.levels):
             logits = level(context)
-            code = draw(filtered_probabilities(logits, config), uniform[:, 0, k])
+            code = sample_code(logits, config, uniform[:, 0, k].contiguous())
             if recent is not None:
                 code = repetition_aware(code, logits, recent[:, k], uniform[:, 1, k], config)
             if empty is not None:

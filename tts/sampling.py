@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-__all__ = ["SamplingConfig", "draw", "filtered_probabilities", "repetition_aware"]
+__all__ = ["SamplingConfig", "draw", "filtered_probabilities", "repetition_aware", "sample_code"]
 
 
 class SamplingConfig(BaseModel):
@@ -64,6 +64,27 @@ def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     index = (cumulative <= target).sum(-1)
     last = probabilities.shape[-1] - 1 - (probabilities.flip(-1) > 0).float().argmax(-1)
     return torch.minimum(index, last)
+
+
+def sample_code(logits: Tensor, config: SamplingConfig, uniform: Tensor) -> Tensor:
+    """Draws from the law of `filtered_probabilities`: `logits[..., vocab]`, `uniform[...]` -> LongTensor `[...]`.
+
+    The same law over the sorted best codes only: a third of the operations, which is what a step of a small model
+    costs. Codes are ordered by probability here, so a uniform number picks another code than `draw` would.
+    """
+    if config.temperature == 0:
+        return logits.argmax(-1)
+    best, codes = logits.float().topk(min(config.top_k or logits.shape[-1], logits.shape[-1]), -1)
+    probabilities = (best / config.temperature).softmax(-1)
+    if config.min_p > 0:
+        probabilities = probabilities * (probabilities >= config.min_p * probabilities[..., :1])
+    if config.top_p < 1:
+        probabilities = probabilities * (probabilities.cumsum(-1) - probabilities < config.top_p)
+    cumulative = probabilities.cumsum(-1)
+    # A shade below the total, so that rounding can never push a draw past the last code of non-zero probability.
+    target = uniform[..., None] * (cumulative[..., -1:] * (1 - 1e-6))
+    place = torch.searchsorted(cumulative, target, right=True)
+    return codes.gather(-1, place)[..., 0]
 
 
 def repetition_aware(code: Tensor, logits: Tensor, recent: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:

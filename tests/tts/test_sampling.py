@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from quaver.tts.heads import CategoricalHead
-from quaver.tts.sampling import SamplingConfig, draw, filtered_probabilities, repetition_aware
+from quaver.tts.sampling import SamplingConfig, draw, filtered_probabilities, repetition_aware, sample_code
 
 from ..laws import many, randn
 
@@ -46,6 +46,16 @@ def test_codes_of_a_chain_follow_the_joint_law_that_log_prob_states() -> None:
     assert chi_square(counts, joint) < 26.1  # 8 degrees of freedom, p = 0.001
     independent = joint.view(3, 3).sum(1)[:, None] * joint.view(3, 3).sum(0)
     assert chi_square(counts, independent.flatten()) > 40  # the levels do depend on each other
+
+
+@pytest.mark.parametrize("settings", [{"top_k": 0}, {"top_k": 7}, {"top_p": 0.6}, {"min_p": 0.2}, {"temperature": 0}])
+def test_the_fast_draw_has_the_same_law(settings: dict[str, float]) -> None:
+    config = SamplingConfig.model_validate({"temperature": 0.8, **settings})
+    logits, grid = 2 * randn(1, 30), (torch.arange(5000) + 0.5) / 5000
+    shares = sample_code(logits.expand(5000, 30), config, grid).bincount(minlength=30) / 5000
+    assert (shares - filtered_probabilities(logits, config)[0]).abs().max() < 2 / 5000
+    last = sample_code(logits, config, torch.tensor([1 - 2**-24]))
+    assert filtered_probabilities(logits, config)[0, last] > 0
 
 
 @pytest.mark.parametrize("at", [0.0, 0.5, 1 - 2**-24])
