@@ -1,0 +1,398 @@
+"""WS /v1/realtime: OpenAI's Realtime names, and what quaver adds to them.
+
+Additions: every server event carries `server_event_seq` and `epoch` (advanced by each interruption; audio of an older
+epoch is never sent); `playback.ack`; `session.resume`, `session.event_ack`, `session.heartbeat`, `session.close`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from .base import ErrorDetail, OpenMessage
+
+# -- parts ------------------------------------------------------------------------------------------------------------
+
+
+class ContentPart(OpenMessage):
+    """A piece of an item: text in, or audio with its transcript out."""
+
+    type: str = Field(max_length=40)
+    text: str | None = None
+    transcript: str | None = None
+
+
+class Item(OpenMessage):
+    """A conversation item. Only messages with text can be spoken."""
+
+    id: str | None = Field(None, max_length=64)
+    object: Literal["realtime.item"] = "realtime.item"
+    type: str = Field("message", max_length=40)
+    role: Literal["user", "assistant", "system"] | None = None
+    status: Literal["completed", "incomplete", "in_progress"] | None = None
+    content: list[ContentPart] = Field(default_factory=list, max_length=64)
+
+    @property
+    def text(self) -> str:
+        """What is to be said."""
+        return " ".join(part.text for part in self.content if part.text)
+
+
+class OutputFormat(OpenMessage):
+    """PCM is 16-bit little-endian mono; the rate is the model's."""
+
+    type: Literal["audio/pcm"] = "audio/pcm"
+    rate: int | None = None
+
+
+class OutputAudio(OpenMessage):
+    """`audio.output` of a session or a response."""
+
+    format: OutputFormat | None = None
+    voice: str | None = Field(None, max_length=200)
+    speed: float | None = Field(None, ge=0.25, le=4.0, allow_inf_nan=False)
+
+
+class AudioConfig(OpenMessage):
+    """`audio`; its `input` half (formats, turn detection) waits for a duplex model and is kept as it came."""
+
+    output: OutputAudio | None = None
+    input: dict[str, Any] | None = None
+
+
+class SessionSettings(OpenMessage):
+    """What `session.update` can change. `voice` at the top is the beta spelling."""
+
+    type: Literal["realtime"] = "realtime"
+    model: str | None = Field(None, max_length=200)
+    instructions: str | None = Field(None, max_length=16_384)
+    output_modalities: list[Literal["audio", "text"]] | None = None
+    audio: AudioConfig | None = None
+    voice: str | None = Field(None, max_length=200)
+    seed: int | None = Field(None, ge=0, lt=1 << 48)
+
+
+class ResponseSettings(OpenMessage):
+    """`response.create`: `input` items are spoken instead of the conversation's; else see `spoken_text`."""
+
+    instructions: str | None = Field(None, max_length=16_384)
+    input: list[Item] | None = Field(None, max_length=64)
+    audio: AudioConfig | None = None
+    voice: str | None = Field(None, max_length=200)
+    metadata: dict[str, str] | None = None
+    seed: int | None = Field(None, ge=0, lt=1 << 48)
+
+
+# -- client -> server -------------------------------------------------------------------------------------------------
+
+
+class ClientEvent(OpenMessage):
+    """`event_id` comes back in an error about this event."""
+
+    event_id: str | None = Field(None, max_length=512)
+
+
+class SessionUpdate(ClientEvent):
+    """Change the session's settings."""
+
+    type: Literal["session.update"]
+    session: SessionSettings
+
+
+class AudioAppend(ClientEvent):
+    """What the microphone hears, base64 (needs a duplex model)."""
+
+    type: Literal["input_audio_buffer.append"]
+    audio: str
+
+
+class AudioCommit(ClientEvent):
+    """The user's turn is over (needs a duplex model)."""
+
+    type: Literal["input_audio_buffer.commit"]
+
+
+class AudioClear(ClientEvent):
+    """Forget what was appended (needs a duplex model)."""
+
+    type: Literal["input_audio_buffer.clear"]
+
+
+class ItemCreate(ClientEvent):
+    """Add an item; its text is spoken by the next `response.create`."""
+
+    type: Literal["conversation.item.create"]
+    item: Item
+    previous_item_id: str | None = None
+
+
+class ItemRetrieve(ClientEvent):
+    """Ask for an item."""
+
+    type: Literal["conversation.item.retrieve"]
+    item_id: str
+
+
+class ItemDelete(ClientEvent):
+    """Remove an item."""
+
+    type: Literal["conversation.item.delete"]
+    item_id: str
+
+
+class ItemTruncate(ClientEvent):
+    """The user heard only so much of an answer."""
+
+    type: Literal["conversation.item.truncate"]
+    item_id: str
+    content_index: int = Field(0, ge=0)
+    audio_end_ms: int = Field(ge=0)
+
+
+class ResponseCreate(ClientEvent):
+    """Speak."""
+
+    type: Literal["response.create"]
+    response: ResponseSettings = ResponseSettings()
+
+
+class ResponseCancel(ClientEvent):
+    """Interrupt: the epoch advances, no audio of the old one follows."""
+
+    type: Literal["response.cancel"]
+    response_id: str | None = None
+
+
+class OutputClear(ClientEvent):
+    """As `response.cancel`; OpenAI's WebRTC clients send it."""
+
+    type: Literal["output_audio_buffer.clear"]
+
+
+class PlaybackAck(ClientEvent):
+    """How much of the current answer has been heard."""
+
+    type: Literal["playback.ack"]
+    played_ms: float = Field(ge=0, le=1e9, allow_inf_nan=False)
+
+
+class EventAck(ClientEvent):
+    """Events up to this number have arrived and need not be kept for a resume."""
+
+    type: Literal["session.event_ack"]
+    server_event_seq: int = Field(ge=0)
+
+
+class Resume(ClientEvent):
+    """First message of a new socket: go on with a dropped session after event `last_seq`."""
+
+    type: Literal["session.resume"]
+    resume_token: str = Field(max_length=200)
+    last_seq: int = Field(0, ge=0)
+
+
+class Heartbeat(ClientEvent):
+    """Keeps an idle session open."""
+
+    type: Literal["session.heartbeat"]
+
+
+class SessionClose(ClientEvent):
+    """End the session; it cannot be resumed."""
+
+    type: Literal["session.close"]
+
+
+ClientMessage = Annotated[
+    SessionUpdate
+    | AudioAppend
+    | AudioCommit
+    | AudioClear
+    | ItemCreate
+    | ItemRetrieve
+    | ItemDelete
+    | ItemTruncate
+    | ResponseCreate
+    | ResponseCancel
+    | OutputClear
+    | PlaybackAck
+    | EventAck
+    | Resume
+    | Heartbeat
+    | SessionClose,
+    Field(discriminator="type"),
+]
+CLIENT: TypeAdapter[ClientMessage] = TypeAdapter(ClientMessage)
+
+# -- server -> client -------------------------------------------------------------------------------------------------
+
+
+class ServerEvent(BaseModel):
+    """Numbers are given when the event is sent off (`Journal`), the rest when it is made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    event_id: str = ""
+    server_event_seq: int = 0
+    epoch: int = 0
+
+
+class ResponseState(BaseModel):
+    """The `response` of `response.created` and `response.done`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    object: Literal["realtime.response"] = "realtime.response"
+    status: Literal["in_progress", "completed", "cancelled", "failed"]
+    status_details: dict[str, Any] | None = None
+    output: list[Item] = []
+    output_modalities: list[str] = ["audio"]
+    metadata: dict[str, str] | None = None
+    usage: dict[str, Any] | None = None
+
+
+class SessionEvent(ServerEvent):
+    """The session as it is now."""
+
+    type: Literal["session.created", "session.updated"]
+    session: dict[str, Any]
+
+
+class SessionResumed(ServerEvent):
+    """The old session goes on; the events after `last_seq` follow. The token is a new one."""
+
+    type: Literal["session.resumed"] = "session.resumed"
+    session_id: str
+    resume_token: str
+    last_seq: int
+
+
+class SessionHeartbeat(ServerEvent):
+    """Answer to a heartbeat."""
+
+    type: Literal["session.heartbeat"] = "session.heartbeat"
+
+
+class ItemEvent(ServerEvent):
+    """An item as it is now."""
+
+    type: Literal[
+        "conversation.item.added",
+        "conversation.item.done",
+        "conversation.item.created",
+        "conversation.item.retrieved",
+    ]
+    item: Item
+    previous_item_id: str | None = None
+
+
+class ItemGone(ServerEvent):
+    """An item was deleted or cut."""
+
+    type: Literal["conversation.item.deleted", "conversation.item.truncated"]
+    item_id: str
+    content_index: int | None = None
+    audio_end_ms: int | None = None
+
+
+class ResponseEvent(ServerEvent):
+    """A response begins or ends. `response.done` comes exactly once per response."""
+
+    type: Literal["response.created", "response.done"]
+    response: ResponseState
+
+
+class OutputItemEvent(ServerEvent):
+    """The response's item begins or ends."""
+
+    type: Literal["response.output_item.added", "response.output_item.done"]
+    response_id: str
+    output_index: int = 0
+    item: Item
+
+
+class PartEvent(ServerEvent):
+    """The item's audio begins or ends."""
+
+    type: Literal["response.content_part.added", "response.content_part.done"]
+    response_id: str
+    item_id: str
+    output_index: int = 0
+    content_index: int = 0
+    part: ContentPart
+
+
+class DeltaEvent(ServerEvent):
+    """A piece of audio (base64) or of its transcript (words, as they are spoken)."""
+
+    type: Literal[
+        "response.output_audio.delta",
+        "response.output_audio_transcript.delta",
+        "response.audio.delta",
+        "response.audio_transcript.delta",
+    ]
+    response_id: str
+    item_id: str
+    output_index: int = 0
+    content_index: int = 0
+    delta: str
+    words: list[dict[str, Any]] | None = None
+
+
+class PartEnd(ServerEvent):
+    """The audio, or the transcript, is complete."""
+
+    type: Literal[
+        "response.output_audio.done",
+        "response.output_audio_transcript.done",
+        "response.audio.done",
+        "response.audio_transcript.done",
+    ]
+    response_id: str
+    item_id: str
+    output_index: int = 0
+    content_index: int = 0
+    transcript: str | None = None
+
+
+class BufferEvent(ServerEvent):
+    """Played audio was cleared; play nothing of an older epoch."""
+
+    type: Literal["output_audio_buffer.cleared"] = "output_audio_buffer.cleared"
+    response_id: str | None = None
+
+
+class RealtimeError(ServerEvent):
+    """Something was refused or failed."""
+
+    type: Literal["error"] = "error"
+    error: ErrorDetail
+
+
+ServerMessage = Annotated[
+    SessionEvent
+    | SessionResumed
+    | SessionHeartbeat
+    | ItemEvent
+    | ItemGone
+    | ResponseEvent
+    | OutputItemEvent
+    | PartEvent
+    | DeltaEvent
+    | PartEnd
+    | BufferEvent
+    | RealtimeError,
+    Field(discriminator="type"),
+]
+SERVER: TypeAdapter[ServerMessage] = TypeAdapter(ServerMessage)
+
+BETA_NAMES = {
+    "response.output_audio.delta": "response.audio.delta",
+    "response.output_audio.done": "response.audio.done",
+    "response.output_audio_transcript.delta": "response.audio_transcript.delta",
+    "response.output_audio_transcript.done": "response.audio_transcript.done",
+    "conversation.item.added": "conversation.item.created",
+}
+"""How clients that send `OpenAI-Beta: realtime=v1` know these events."""
