@@ -1,8 +1,11 @@
 """Generation: the plan of each request, and the loop that steps all requests of a batch together.
 
-A plan says what comes next and takes what was drawn; the loop knows neither text nor pointers:
+A plan says what comes next and takes what was drawn; the loop knows neither text nor pointers nor layouts:
 
-    plan.next() -> inputs of the next step (or None when done), model, head.sample, plan.commit(codes, advance logits)
+    plan.next() -> chunk (None while it waits or is done), model, head.sample, plan.commit(drawn steps, readout)
+
+One frame at a time (`PointerPlan`), a chunk of text and codes (`tts/token_plan.py`), several tokens a forward
+(multi-token heads): the plans differ, the loop does not.
 
 Each request has its own random generator, so its answer does not depend on its neighbours in the batch (law 3), and a
 guard on the pointer, so that it can neither stop early nor hang (law 7).
@@ -11,18 +14,92 @@ guard on the pointer, so that it can neither stop early nor hang (law 7).
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import BadInput
+from ..nn.state import State
 from .lm import PhoneFeatures, SpeechLM
 from .phones import PAUSES, PHONE_IDS
 from .sampling import SamplingConfig
 
-__all__ = ["Frame", "Generation", "PointerPlan", "Request"]
+__all__ = ["Chunk", "Frame", "Generation", "Plan", "PointerPlan", "Request", "StepModel"]
+
+
+class Chunk(Protocol):
+    """The positions that one forward takes for one request.
+
+    Attributes:
+        length: how many. draw: a step is drawn from the last of them. drafts: how many more are drawn after it by a
+            multi-token head.
+    """
+
+    @property
+    def length(self) -> int: ...
+    @property
+    def draw(self) -> bool: ...
+    @property
+    def drafts(self) -> int: ...
+
+
+class Plan(Protocol):
+    """Where one request stands."""
+
+    steps: list[Tensor]
+    ready: deque[Frame]
+
+    @property
+    def sampling(self) -> SamplingConfig: ...
+    @property
+    def done(self) -> bool:
+        """Nothing more comes: no position to run, no frame to hand out."""
+        ...
+
+    def next(self) -> Any:
+        """The next `Chunk`, or None: finished, or waiting for text."""
+        ...
+
+    def uniform(self) -> Tensor:
+        """Random numbers of one step `[2, K]`."""
+        ...
+
+    def empty(self) -> Tensor | None:
+        """BoolTensor[K]: codebooks that hold no code at this step (delay pattern), or None."""
+        ...
+
+    def banned(self) -> Tensor | None:
+        """BoolTensor[ids of level 0]: what must not be drawn now (length guard, runs), or None."""
+        ...
+
+    def commit(self, codes: Tensor, readout: list[float]) -> Frame | None:
+        """Takes the codes `[K]` of a step; returns the frame that became complete, if any."""
+        ...
+
+
+class StepModel(Protocol):
+    """What the loop asks of a language model."""
+
+    head: Any
+
+    def init_state(self, batch: int) -> State: ...
+
+    def enter(self, plan: Any, state: State, slot: int) -> None:
+        """A request joins: what is computed once for it (its slot of `state` is fresh)."""
+        ...
+
+    def run(self, chunks: Mapping[int, Any], state: State) -> Tensor:
+        """Chunks of one length, by slot -> hidden states `[slot, length, width]`; other slots' rows mean nothing."""
+        ...
+
+    def readout(self, hidden: Tensor) -> list[list[float]]:
+        """What a plan learns beside the codes, from `hidden[slot, width]`: the pointer's advance logits."""
+        ...
+
 
 _PAUSE_IDS = frozenset(PHONE_IDS[p] for p in PAUSES) | {PHONE_IDS["^"]}
 RATE_RANGE = 0.25
@@ -49,6 +126,10 @@ class Request:
     advance_temperature: float = 0.7
     seed: int = 0
 
+    def plan(self, lm: SpeechLM) -> PointerPlan:
+        """Raises BadInput for what would break a step."""
+        return PointerPlan(self, lm)
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -59,22 +140,37 @@ class Frame:
 
 
 class PointerPlan:
-    """Where one request stands: pointer, frames in the phone, codes so far."""
+    """Where one request stands: pointer, frames in the phone, codes so far. It is its own chunk: one position."""
+
+    length, draw, drafts = 1, True, 0
 
     def __init__(self, request: Request, lm: SpeechLM) -> None:
         _check(request, lm)
         self.request, self.config, self.pattern = request, lm.config, lm.pattern
+        self.codebooks = lm.config.codebooks
         self.generator = torch.Generator().manual_seed(request.seed)
         self.ids: list[int] = request.features.phones.tolist()
         self.pointer, self.spent, self.flush_left = 0, 0.0, -1
         self.steps: list[Tensor] = []
         self.pointers: list[int] = []
+        self.ready: deque[Frame] = deque()
+        self.encoded: Tensor | None = None  # phones as the model reads them, set when the request joins
         # Enough for a slow, drawn-out phone; beyond it the pointer is stuck and must move.
         self.longest = math.ceil(lm.config.longest / min(1.0, request.speed * 0.9))
 
     @property
     def done(self) -> bool:
         return self.flush_left == 0
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        return self.request.sampling
+
+    def next(self) -> PointerPlan | None:
+        return None if self.done else self
+
+    def banned(self) -> Tensor | None:
+        return None
 
     @property
     def rate(self) -> float:
@@ -92,7 +188,7 @@ class PointerPlan:
 
     def uniform(self) -> Tensor:
         """Random numbers of one step `[2, K]`."""
-        return torch.rand(2, self.config.codebooks, generator=self.generator)
+        return torch.rand(2, self.codebooks, generator=self.generator)
 
     def empty(self) -> Tensor | None:
         """BoolTensor[K]: codebooks that hold no code at this step (delay pattern), or None."""
@@ -163,105 +259,127 @@ def _check(request: Request, lm: SpeechLM) -> None:
 class Generation:
     """The loop: a fixed number of slots over one model, each holding a plan or nothing."""
 
-    def __init__(self, lm: SpeechLM, slots: int = 1) -> None:
-        self.lm, self.slots = lm, slots
-        self.state = lm.init_state(slots)
-        self.plans: list[PointerPlan | None] = [None] * slots
-        self.encoded: list[Tensor | None] = [None] * slots
-        self.failures: dict[int, Exception] = {}
-        self.device = lm.rate.device
+    def __init__(self, lm: SpeechLM | StepModel, slots: int = 1) -> None:
+        self.lm: Any = lm
+        self.slots = slots
+        self.state = self.lm.init_state(slots)
+        self.plans: list[Any] = [None] * slots
+        assert isinstance(lm, nn.Module)
+        self.device = next(lm.parameters()).device
 
     @torch.inference_mode()
-    def join(self, slot: int, request: Request) -> PointerPlan:
-        """Puts a request into a free slot."""
+    def join(self, slot: int, request: Any) -> Any:
+        """Puts a request into a free slot and returns its plan.
+
+        Raises:
+            BadInput: the slot is taken, or the request is none that this model can speak.
+        """
         if self.plans[slot] is not None:
             raise BadInput(f"slot {slot} is taken")
-        self.state.reset(self._mask({slot}))
-        f = request.features
-        parts = (t[None].to(self.device) for t in (f.phones, f.word_start, f.upcoming))
-        plan = PointerPlan(request, self.lm)
-        self.encoded[slot] = self.lm.phones(*parts)[0]
+        plan = request.plan(self.lm)
+        mask = self._mask({slot})
+        self.state.reset(mask)
+        with self.state.only(mask):
+            self.lm.enter(plan, self.state, slot)
         self.plans[slot] = plan
         return plan
 
     def leave(self, slot: int) -> None:
         """Frees a slot; the others do not notice."""
         self.plans[slot] = None
-        self.encoded[slot] = None
 
     @torch.inference_mode()
-    def tick(self, held: Collection[int] = ()) -> dict[int, Frame]:
-        """One step of every occupied slot but those `held`; frames that became complete, by slot. Finished plans stay
-        until `leave`.
+    def tick(self) -> dict[int, Frame]:
+        """One step of every occupied slot; a complete frame of each, by slot. Finished plans stay until `leave`.
 
-        A step that raises leaves every slot as it was before, so the caller may step the slots one at a time to find
-        the one to blame. What a single plan raises when it takes its codes is put into `failures` (of this tick) and
-        does not touch the neighbours; such a plan must leave.
+        A plan that drew several steps at once hands out one frame a tick, and moves on when none is left.
         """
-        self.failures = {}
-        moving = {i: p for i, p in enumerate(self.plans) if p is not None and not p.done and i not in held}
-        if not moving:
-            return {}
-        mark, drawn = self.state.mark(), {i: p.generator.get_state() for i, p in moving.items()}
-        try:
-            hidden = self._hidden(moving)
-            codes = self._sample(hidden, moving).cpu()
-            advance = self.lm.advance(hidden).float().tolist()
-        except BaseException:
-            self.state.rollback(mark)
-            for slot, plan in moving.items():
-                plan.generator.set_state(drawn[slot])
-            raise
-        frames = {}
-        for slot, plan in moving.items():
-            try:
-                frame = plan.commit(codes[slot], advance[slot])
-            except Exception as error:
-                self.failures[slot] = error
+        frames, chunks = {}, {}
+        for slot, plan in enumerate(self.plans):
+            if plan is None:
                 continue
-            if frame is not None:
-                frames[slot] = frame
+            if plan.ready:
+                frames[slot] = plan.ready.popleft()
+            elif (chunk := plan.next()) is not None:
+                chunks[slot] = chunk
+        if not chunks:
+            return frames
+        hidden = self._hidden(chunks)
+        drawing = {slot: self.plans[slot] for slot, chunk in chunks.items() if chunk.draw}
+        if not drawing:
+            return frames
+        codes = self._sample(self.lm.head.sample, hidden, drawing)
+        self._commit(drawing, codes, self.lm.readout(hidden))
+        self._cascade({s: c.drafts for s, c in chunks.items() if c.draw and c.drafts}, hidden, codes)
+        for slot, plan in drawing.items():
+            if plan.ready:
+                frames[slot] = plan.ready.popleft()
         return frames
 
-    def _mask(self, slots: set[int] | dict[int, PointerPlan]) -> Tensor:
+    def _mask(self, slots: set[int] | dict[int, Any]) -> Tensor:
         return torch.tensor([i in slots for i in range(self.slots)], device=self.device)
 
-    def _hidden(self, moving: dict[int, PointerPlan]) -> Tensor:
-        lm, width = self.lm, self.lm.config.backbone.width
-        previous = torch.full((self.slots, lm.config.codebooks, 1), lm.config.vocab)
-        here, ahead = torch.zeros(2, self.slots, 1, width, device=self.device)
-        progress, voice = torch.zeros(self.slots, 1, dtype=torch.long), torch.zeros(self.slots, dtype=torch.long)
-        rate = torch.zeros(self.slots)
-        for slot, plan in moving.items():
-            encoded = self.encoded[slot]
-            assert encoded is not None
-            if plan.steps:
-                previous[slot, :, 0] = plan.steps[-1]
-            here[slot, 0], ahead[slot, 0] = encoded[plan.pointer], encoded[plan.pointer + 1]
-            progress[slot, 0], voice[slot], rate[slot] = plan.progress, plan.request.voice, plan.rate
-        inputs = (t.to(self.device) for t in (progress, voice, rate))
-        x = lm.inputs(previous.to(self.device), here, ahead, *inputs)
-        with self.state.only(self._mask(moving)):
-            return lm.backbone(x, self.state.child("backbone"))[:, 0]
+    def _hidden(self, chunks: dict[int, Any]) -> Tensor:
+        """The last hidden state of every chunk, `[slot, width]`.
 
-    def _sample(self, hidden: Tensor, moving: dict[int, PointerPlan]) -> Tensor:
+        Chunks of one length run together. All slots are always in the batch: over a selection the matrix products
+        would have another shape, and so another rounding, whenever a neighbour joins or leaves.
+        """
+        lengths = {chunk.length for chunk in chunks.values()}
+        hidden: Tensor | None = None
+        for length in sorted(lengths):
+            group = {slot: chunk for slot, chunk in chunks.items() if chunk.length == length}
+            with self.state.only(self._mask(group)):
+                last = self.lm.run(group, self.state)[:, -1]
+            if hidden is None:
+                hidden = last
+            else:
+                hidden = torch.where(self._mask(group)[:, None], last, hidden)
+        assert hidden is not None
+        return hidden
+
+    def _commit(self, plans: dict[int, Any], codes: Tensor, readout: list[list[float]]) -> None:
+        drawn = codes.cpu()
+        for slot, plan in plans.items():
+            frame = plan.commit(drawn[slot], readout[slot] if readout else [])
+            if frame is not None:
+                plan.ready.append(frame)
+
+    def _cascade(self, drafts: dict[int, int], hidden: Tensor, codes: Tensor) -> None:
+        """Draws the further steps of a multi-token head: one block of its cascade after the other."""
+        if not drafts:
+            return
+        cascade = self.lm.head.cascade(hidden)
+        for depth in range(max(drafts.values())):
+            going = {s: self.plans[s] for s, count in drafts.items() if count > depth and self.plans[s].drafting}
+            if not going:
+                return
+            codes = self._sample(lambda *a, **k: cascade.draw(codes, *a, **k), hidden, going)
+            self._commit(going, codes, [])
+
+    def _sample(self, sample: Any, hidden: Tensor, moving: dict[int, Any]) -> Tensor:
         """Codes `[slot, K]`; requests with equal settings are drawn together.
 
-        The head runs over all slots each time: over a selection its matrix products would have another shape, and so
-        another rounding, whenever a neighbour joins or leaves.
+        The head runs over all slots each time, for the same reason as the backbone.
         """
-        levels = self.lm.config.codebooks
+        levels = next(iter(moving.values())).codebooks
         codes = torch.zeros(self.slots, levels, dtype=torch.long, device=self.device)
         uniform = torch.zeros(self.slots, 2, levels)
-        empty = torch.zeros(self.slots, levels, dtype=torch.bool)
+        empty: Tensor | None = None
+        banned: Tensor | None = None
         groups: dict[SamplingConfig, list[int]] = {}
         for slot, plan in moving.items():
-            groups.setdefault(plan.request.sampling, []).append(slot)
+            groups.setdefault(plan.sampling, []).append(slot)
             uniform[slot] = plan.uniform()
-            mask = plan.empty()
-            if mask is not None:
+            if (mask := plan.empty()) is not None:
+                empty = torch.zeros(self.slots, levels, dtype=torch.bool) if empty is None else empty
                 empty[slot] = mask
-        uniform, blank = uniform.to(self.device), empty.to(self.device) if self.lm.pattern.extra else None
+            if (mask := plan.banned()) is not None:
+                banned = torch.zeros(self.slots, len(mask), dtype=torch.bool) if banned is None else banned
+                banned[slot] = mask
+        uniform = uniform.to(self.device)
+        blank = None if empty is None else empty.to(self.device)
+        more = {} if banned is None else {"banned": banned.to(self.device)}
         for config, slots in groups.items():
             recent = None
             if config.ras_window:
@@ -269,7 +387,7 @@ class Generation:
                 for slot in slots:
                     _fill_recent(recent[slot], moving[slot].steps)
                 recent = recent.to(self.device)
-            codes[slots] = self.lm.head.sample(hidden, uniform, config, recent, blank)[slots]
+            codes[slots] = sample(hidden, uniform, config, recent, blank, **more)[slots]
         return codes
 
 

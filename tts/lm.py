@@ -9,7 +9,9 @@ monotonic pointer, with the advance as a plain classification.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,9 @@ from ..nn.transformer import Transformer, TransformerConfig
 from .heads import CategoricalHead
 from .patterns import make_pattern
 from .phones import PAUSES, PHONE_IDS, PHONES, START
+
+if TYPE_CHECKING:
+    from .generate import PointerPlan
 
 __all__ = ["PhoneFeatures", "SpeechLM", "SpeechLMConfig", "phone_features"]
 
@@ -176,6 +181,34 @@ class SpeechLM(StreamingModule):
 
         x = self.inputs(previous, at(pointer), at(pointer + 1), progress, voice, rate)
         return self.backbone(x, None if state is None else state.child("backbone"))
+
+    # -- generation: what `tts/generate.py` asks of a model -----------------------------------------------------------
+    def enter(self, plan: PointerPlan, state: State, slot: int) -> None:
+        """A request joins: its phones are read once."""
+        f = plan.request.features
+        parts = (t[None].to(self.rate.device) for t in (f.phones, f.word_start, f.upcoming))
+        plan.encoded = self.phones(*parts)[0]
+
+    def run(self, chunks: Mapping[int, PointerPlan], state: State) -> Tensor:
+        """The next position of each plan, by slot: hidden states `[slot, 1, width]`."""
+        slots, width, device = state.batch, self.config.backbone.width, self.rate.device
+        previous = torch.full((slots, self.config.codebooks, 1), self.config.vocab)
+        here, ahead = torch.zeros(2, slots, 1, width, device=device)
+        progress, voice = torch.zeros(slots, 1, dtype=torch.long), torch.zeros(slots, dtype=torch.long)
+        rate = torch.zeros(slots)
+        for slot, plan in chunks.items():
+            assert plan.encoded is not None
+            if plan.steps:
+                previous[slot, :, 0] = plan.steps[-1]
+            here[slot, 0], ahead[slot, 0] = plan.encoded[plan.pointer], plan.encoded[plan.pointer + 1]
+            progress[slot, 0], voice[slot], rate[slot] = plan.progress, plan.request.voice, plan.rate
+        inputs = (t.to(device) for t in (progress, voice, rate))
+        x = self.inputs(previous.to(device), here, ahead, *inputs)
+        return self.backbone(x, state.child("backbone"))
+
+    def readout(self, hidden: Tensor) -> list[list[float]]:
+        """Advance logits of each slot, from `hidden[slot, width]`."""
+        return self.advance(hidden).float().tolist()
 
     def shift(self, steps: Tensor) -> Tensor:
         """Teacher forcing: the codes of the step before, `[batch, K, step]`, empty at the first."""
