@@ -1,8 +1,9 @@
 """Trains the native codec on random crops: reconstruction, commitment, semantic distillation, and F0 for the harmonic
 head.
 
-Stage A of research (no discriminator). `freeze_encoder` continues with the decoder alone: the codes stay what they are,
-so language models trained on them stay valid while the sound improves.
+Stage A has no discriminator; `gan` adds the adversarial stage B to it, from where `init` left off. `freeze_encoder`
+continues with the decoder alone: the codes stay what they are, so language models trained on them stay valid while the
+sound improves.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ...codecs.loading import TRAINING_ONLY, load_semantic
 from ...codecs.native import XCodec, XCodecConfig, XCodecOutput
 from ...codecs.quantizers import ResidualVQ
 from ...codecs.semantic import SemanticTokenizer
+from ..discriminators import Balancer, DiscriminatorConfig, Discriminators
 from ..losses import SpectralLoss
 from ..pack import F0_HOP
 from ..recipe import Recipe
@@ -28,12 +30,29 @@ from ..sampling import Mixture
 __all__ = ["CodecTask"]
 
 
+class Gan(BaseModel):
+    """The adversarial stage. Attributes:
+    discriminators: which. weight, feature: of the adversarial and the feature-matching loss.
+    warmup: steps in which the discriminators learn alone.
+    balance: weigh all losses on the audio by their gradients (EnCodec's balancer), not by their values.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    discriminators: DiscriminatorConfig = DiscriminatorConfig()
+    weight: float = 1.0
+    feature: float = 2.0
+    warmup: int = 100
+    balance: bool = False
+
+
 class Options(BaseModel):
     """Attributes:
     teacher: folder or name of the semantic tokenizer whose features are distilled; None for no semantic loss.
     crop: seconds per item.
     full_share, one_share: share of items that keep all codebooks, and only the first (quantizer dropout).
     bypass: share of items whose latents pass unquantized.
+    gan: the adversarial stage, or None.
     predicted_f0: share of steps in which the head must use its own F0, as it does in use.
     """
 
@@ -54,6 +73,7 @@ class Options(BaseModel):
     voicing: float = 0.5
     kl: float = 1e-3
     freeze_encoder: bool = False
+    gan: Gan | None = None
     gain_db: tuple[float, float] = (-10.0, 2.0)
 
 
@@ -111,6 +131,8 @@ class _Network(nn.Module):
         super().__init__()
         self.model, self.options = model, options
         self.spectral = SpectralLoss(model.sample_rate)
+        self.discriminators = Discriminators(options.gan.discriminators) if options.gan else None
+        self.balancer = Balancer(_audio_weights(options, options.gan)) if options.gan and options.gan.balance else None
         self._teacher = [teacher.eval().requires_grad_(False)] if teacher is not None else []
         for name, parameter in model.named_parameters():
             part = name.split(".")[0]
@@ -137,8 +159,7 @@ class _Network(nn.Module):
             batch["bypass"],
             teacher if self.model.config.semantic == "teacher_input" else None,
         )
-        losses = self.spectral(out.head.audio, audio[:, 0])
-        total = o.stft * losses["stft"] + o.mel * losses["mel"]
+        total, losses = self._audio_losses(out.head.audio, audio[:, 0], step)
         for name, value in out.quantized.losses.items():
             losses[name] = value
             total = total + getattr(o, name) * value
@@ -153,6 +174,27 @@ class _Network(nn.Module):
             losses["used"] = (usage > 0.1 * usage.mean(1, keepdim=True)).float().mean()
         return {"loss": total, **losses}
 
+    def _audio_losses(self, made: Tensor, wanted: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """What is asked of the waveform `[batch, sample]`, and the discriminators' own loss."""
+        gan = self.options.gan
+        warm = gan is not None and step >= gan.warmup
+        # The balancer needs the gradients at the audio: the losses are taken on a copy that has no past.
+        balance = self.balancer is not None and warm and made.requires_grad
+        copy = made.detach().requires_grad_() if balance else made
+        losses = self.spectral(copy, wanted)
+        if gan is None or self.discriminators is None:
+            return self.options.stft * losses["stft"] + self.options.mel * losses["mel"], losses
+        real = self.discriminators(wanted)
+        asked = self.discriminators.generator(real, copy)
+        losses |= {"adversarial": asked.adversarial, "feature": asked.feature}
+        if balance and self.balancer is not None:
+            total = self.balancer(made, losses, copy)
+        else:
+            weights = _audio_weights(self.options, gan, warm)
+            total = sum((weight * losses[name] for name, weight in weights.items()), made.new_zeros(()))
+        losses["discriminator"] = self.discriminators.loss(real, made)
+        return total + losses["discriminator"], {name: value.detach() for name, value in losses.items()}
+
     @torch.no_grad()
     def _features(self, audio: Tensor) -> Tensor | None:
         if not self._teacher:
@@ -161,6 +203,12 @@ class _Network(nn.Module):
 
 
 _DECODER = ("post", "decoder_slow", "unfold", "decoder_fast", "norm", "head")
+
+
+def _audio_weights(options: Options, gan: Gan, warm: bool = True) -> dict[str, float]:
+    """Weight of each loss on the waveform; before the discriminators are warm theirs count for nothing."""
+    adversarial = {"adversarial": gan.weight, "feature": gan.feature} if warm else {}
+    return {"stft": options.stft, "mel": options.mel, **adversarial}
 
 
 def _pitch_losses(out: XCodecOutput, f0: Tensor) -> dict[str, Tensor]:

@@ -57,7 +57,7 @@ class LMTask:
         self.voice_ids = {voice: i for i, voice in enumerate(voices)}
         self.model = SpeechLM(self.settings)
         if recipe.init is not None:
-            load_weights(self.model, model_folder(recipe.init))
+            load_weights(self.model, model_folder(str(recipe.init)))
         self.network = _Network(self.model, self.options)
         self.seconds = recipe.batch_seconds
 
