@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -52,6 +53,7 @@ class Plan(Protocol):
 
     steps: list[Tensor]
     ready: deque[Frame]
+    generator: torch.Generator
 
     @property
     def sampling(self) -> SamplingConfig: ...
@@ -264,6 +266,7 @@ class Generation:
         self.slots = slots
         self.state = self.lm.init_state(slots)
         self.plans: list[Any] = [None] * slots
+        self.failures: dict[int, Exception] = {}
         assert isinstance(lm, nn.Module)
         self.device = next(lm.parameters()).device
 
@@ -289,15 +292,30 @@ class Generation:
         self.plans[slot] = None
 
     @torch.inference_mode()
-    def tick(self) -> dict[int, Frame]:
-        """One step of every occupied slot; a complete frame of each, by slot. Finished plans stay until `leave`.
+    def tick(self, held: Collection[int] = ()) -> dict[int, Frame]:
+        """One step of every occupied slot but those `held`; a complete frame of each, by slot. Finished plans stay
+        until `leave`.
 
         A plan that drew several steps at once hands out one frame a tick, and moves on when none is left.
+
+        A tick that raises leaves every slot as it was, so that the caller can step the slots one at a time and find
+        the one to blame. What a single plan raises when it takes its codes is put into `failures` (of this tick) and
+        does not touch the neighbours; such a plan must leave.
         """
+        self.failures = {}
+        moving = {i: p for i, p in enumerate(self.plans) if p is not None and not p.done and i not in held}
+        mark, marks = self.state.mark(), {slot: _mark(plan) for slot, plan in moving.items()}
+        try:
+            return self._step(moving)
+        except BaseException:
+            self.state.rollback(mark)
+            for slot, plan in moving.items():
+                _rollback(plan, marks[slot])
+            raise
+
+    def _step(self, moving: dict[int, Any]) -> dict[int, Frame]:
         frames, chunks = {}, {}
-        for slot, plan in enumerate(self.plans):
-            if plan is None:
-                continue
+        for slot, plan in moving.items():
             if plan.ready:
                 frames[slot] = plan.ready.popleft()
             elif (chunk := plan.next()) is not None:
@@ -310,9 +328,10 @@ class Generation:
             return frames
         codes = self._sample(self.lm.head.sample, hidden, drawing)
         self._commit(drawing, codes, self.lm.readout(hidden))
-        self._cascade({s: c.drafts for s, c in chunks.items() if c.draw and c.drafts}, hidden, codes)
+        drafts = {s: c.drafts for s, c in chunks.items() if c.draw and c.drafts and s not in self.failures}
+        self._cascade(drafts, hidden, codes)
         for slot, plan in drawing.items():
-            if plan.ready:
+            if plan.ready and slot not in self.failures:
                 frames[slot] = plan.ready.popleft()
         return frames
 
@@ -341,7 +360,11 @@ class Generation:
     def _commit(self, plans: dict[int, Any], codes: Tensor, readout: list[list[float]]) -> None:
         drawn = codes.cpu()
         for slot, plan in plans.items():
-            frame = plan.commit(drawn[slot], readout[slot] if readout else [])
+            try:
+                frame = plan.commit(drawn[slot], readout[slot] if readout else [])
+            except Exception as error:  # of this plan alone
+                self.failures[slot] = error
+                continue
             if frame is not None:
                 plan.ready.append(frame)
 
@@ -354,7 +377,7 @@ class Generation:
             going = {s: self.plans[s] for s, count in drafts.items() if count > depth and self.plans[s].drafting}
             if not going:
                 return
-            codes = self._sample(lambda *a, **k: cascade.draw(codes, *a, **k), hidden, going)
+            codes = self._sample(self.lm.head.sample, cascade.advance(codes), going)
             self._commit(going, codes, [])
 
     def _sample(self, sample: Any, hidden: Tensor, moving: dict[int, Any]) -> Tensor:
@@ -396,3 +419,15 @@ def _fill_recent(recent: Tensor, steps: list[Tensor]) -> None:
     last = steps[-recent.shape[1] :]
     if last:
         recent[:, -len(last) :] = torch.stack(last, 1)
+
+
+def _mark(plan: Any) -> dict[str, Any]:
+    """What a plan holds, its containers copied and its generator's place noted. Nested objects are not copied: a plan
+    that changes one in `next` or `commit` must replace it instead."""
+    held = {name: copy(value) if isinstance(value, list | deque) else value for name, value in vars(plan).items()}
+    return held | {"generator": plan.generator.get_state()}
+
+
+def _rollback(plan: Any, mark: dict[str, Any]) -> None:
+    plan.generator.set_state(mark["generator"])
+    vars(plan).update({name: value for name, value in mark.items() if name != "generator"})
