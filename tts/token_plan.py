@@ -1,0 +1,315 @@
+"""Requests to a token language model, and the plan that steps one of them (see `tts/generate.py`)."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..errors import BadInput
+from .generate import Frame
+from .layouts import SPEECH, Item, Layout
+from .sampling import SamplingConfig
+from .token_heads import MultiTokenHead
+from .token_lm import TokenLM
+
+__all__ = ["TokenChunk", "TokenPlan", "TokenRequest", "parse_schedule"]
+
+
+def parse_schedule(text: str) -> tuple[tuple[int, int], ...]:
+    """VITA-Audio's schedule, alternating counts of steps by the main model and by the cascade: `1 10 4 10`.
+
+    Raises:
+        BadInput: not pairs of whole numbers, or a first count below 1.
+    """
+    try:
+        numbers = [int(part) for part in text.split()]
+    except ValueError:
+        numbers = []
+    pairs = tuple(zip(numbers[::2], numbers[1::2]))
+    if not pairs or len(numbers) % 2 or any(main < 1 or draft < 0 for main, draft in pairs):
+        raise BadInput(f"{text!r}: a schedule is pairs of counts (main, drafts), such as 1 4 3 8")
+    return pairs
+
+
+@dataclass(frozen=True)
+class TokenRequest:
+    """One utterance to speak.
+
+    Attributes:
+        text: ids. final: no more will come (else `TokenPlan.push_text`, `finish_text`).
+        voice: speaker id (of a model with voices). prompt: LongTensor `[K, frame]`, speech that `text` begins with.
+        least, most: frames; None: from the model's `shortest` and `longest` per text id.
+        schedule: of a multi-token head: (steps by the main model, then by the cascade), the last pair repeated.
+        seed: of the request's own generator.
+    """
+
+    text: Sequence[int]
+    final: bool = True
+    voice: int = 0
+    prompt: Tensor | None = None
+    least: int | None = None
+    most: int | None = None
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    schedule: tuple[tuple[int, int], ...] = ((1, 0),)
+    seed: int = 0
+
+    def plan(self, lm: TokenLM) -> TokenPlan:
+        """Raises BadInput for what would break a step."""
+        return TokenPlan(self, lm)
+
+
+@dataclass(frozen=True)
+class TokenChunk:
+    """Positions to run for a plan; `drafts` steps of a cascade may follow the drawn one."""
+
+    plan: TokenPlan
+    items: list[Item]
+    draw: bool
+    drafts: int = 0
+
+    @property
+    def length(self) -> int:
+        return len(self.items)
+
+
+class TokenPlan:
+    """Where one request stands: text given and still due, steps drawn, and the guards on its length."""
+
+    def __init__(self, request: TokenRequest, lm: TokenLM) -> None:
+        self.request, self.config, self.pattern = request, lm.config, lm.pattern
+        self.codebooks, self.limit, self.context = lm.config.codebooks, lm.chunk, lm.context
+        self.eos, self.fill, self.blank = lm.head.eos, lm.head.fill, lm.head.empty
+        self.head_drafts = lm.head.drafts if isinstance(lm.head, MultiTokenHead) else 0
+        self.text_vocab, self.reach = lm.text_vocab, lm.reader.context
+        self.generator = torch.Generator().manual_seed(request.seed)
+        self.ids: list[int] = []
+        self.final = False
+        self.read = 0  # ids that `encoded` covers
+        self.encoded: Tensor = torch.zeros(0)
+        self.place = 0.0  # cross layout: where in the text the last step looked
+        self.history: list[Tensor] = []  # prompt and steps, as the model sees them
+        self.steps: list[Tensor] = []
+        self.ready: deque[Frame] = deque()
+        self.end: int | None = None  # step at which level 0 ended
+        self.used = 0  # positions run
+        self.layout = Layout(lm.config.interleave, request.voice if lm.config.voices else None)
+        self.pending: list[Item] = []
+        self.forced = 0
+        self.turn = 0
+        self._check(lm)
+        self._bans = self._make_bans(lm.head.size(0))
+        self.silent = frozenset(self.config.silent)
+        self.push_text(request.text)
+        if request.final:
+            self.finish_text()
+
+    # -- text ---------------------------------------------------------------------------------------------------------
+    def push_text(self, ids: Sequence[int]) -> None:
+        """More text arrives.
+
+        Raises:
+            BadInput: after `finish_text`, ids outside the text vocabulary, or more than the model's context holds.
+        """
+        if self.final:
+            raise BadInput("this request's text is finished")
+        if any(not 0 <= i < self.text_vocab for i in ids):
+            raise BadInput(f"text ids must lie in 0..{self.text_vocab - 1}")
+        self._check_room(len(self.ids) + len(ids))
+        self.ids += [int(i) for i in ids]
+
+    def finish_text(self) -> None:
+        """No more text will come.
+
+        Raises:
+            BadInput: there was none.
+        """
+        if not self.ids:
+            raise BadInput("there is nothing to speak: the text is empty")
+        self.final = True
+
+    def _check_room(self, ids: int) -> None:
+        """A text that does not fit must be refused here: an error inside a step would hit the neighbours too."""
+        prompt = 0 if self.request.prompt is None else self.request.prompt.shape[-1]
+        ratio = self.config.interleave
+        fixed = ids + 3 + max(prompt, ids // ratio[0] * ratio[1] if ratio else 0)
+        room = self.config.cross.capacity if self.config.layout == "cross" else self.context
+        if room is not None and (ids if self.config.layout == "cross" else fixed + 2) > room:
+            raise BadInput(f"{ids} text ids do not fit into the model's {room} positions; speak the text in parts")
+
+    # -- guards -------------------------------------------------------------------------------------------------------
+    @property
+    def sampling(self) -> SamplingConfig:
+        return self.request.sampling
+
+    @property
+    def least(self) -> int:
+        if self.request.least is not None:
+            return self.request.least
+        return max(1, math.floor(self.config.shortest * len(self.ids)))
+
+    @property
+    def most(self) -> int:
+        most = self.request.most
+        if most is None:
+            most = max(2, math.ceil(self.config.longest * len(self.ids)))
+        if self.context is not None:  # what is left of the context when all text is in
+            most = min(most, self.context - self.used - len(self.pending) + len(self.steps) - 2 - self.pattern.extra)
+        return max(most, 1)
+
+    def _make_bans(self, size: int) -> dict[tuple[bool, bool], Tensor]:
+        """What level 0 must not draw: by (the end is banned, silence is banned)."""
+        bans = {}
+        for end in (False, True):
+            for silence in (False, True):
+                ban = torch.zeros(size, dtype=torch.bool)
+                ban[self.fill], ban[self.eos] = True, end
+                if silence:
+                    ban[list(self.config.silent)] = True
+                bans[end, silence] = ban
+        return bans
+
+    def banned(self) -> Tensor | None:
+        """Every stop id before its time (law 7), and silence that has lasted too long."""
+        frames = len(self.steps)
+        early = not self.layout.last or frames < self.least
+        if self.config.layout == "cross" and self.config.cross.relative:
+            early = early or not self.final or self.place < len(self.ids) - 2
+        run = self.config.silent_run
+        silent = bool(run) and frames >= run and all(int(s[0]) in self.silent for s in self.steps[-run:])
+        # When the end is banned too, silence must stay possible if nothing else is.
+        return self._bans[early, silent and len(self.silent) < self.config.vocab]
+
+    def uniform(self) -> Tensor:
+        """Random numbers of one step `[2, K]`."""
+        return torch.rand(2, self.codebooks, generator=self.generator)
+
+    def empty(self) -> Tensor | None:
+        """BoolTensor[K]: codebooks without a code at this step (delay pattern), or None."""
+        if not self.pattern.extra:
+            return None
+        return self._holes(len(self.steps))
+
+    def _holes(self, step: int) -> Tensor:
+        return torch.tensor([step < d or (self.end is not None and step >= self.end + d) for d in self.pattern.delays])
+
+    # -- the loop's side ----------------------------------------------------------------------------------------------
+    @property
+    def drafting(self) -> bool:
+        """The cascade may go on from the last step."""
+        return self.end is None and not self.layout.due
+
+    @property
+    def done(self) -> bool:
+        return self._complete and not self.ready
+
+    @property
+    def _complete(self) -> bool:
+        return self.end is not None and len(self.steps) >= self.end + max(self.pattern.extra, 1)
+
+    def next(self) -> TokenChunk | None:
+        """The next positions, or None: complete, or waiting for text."""
+        if self._complete or not self._fill():
+            return None
+        if self.config.layout == "cross" and not self._text_ahead():
+            return None
+        items, self.pending = self.pending[: self.limit], self.pending[self.limit :]
+        self.used += len(items)
+        if self.pending:
+            return TokenChunk(self, items, draw=False)
+        chunk = TokenChunk(self, items, draw=True, drafts=self._drafts())
+        self.turn += 1
+        return chunk
+
+    def _text_ahead(self) -> bool:
+        """Cross layout: enough text lies ahead of where the attention looks (all of it, without a place)."""
+        cross = self.config.cross
+        return self.final or (cross.relative and self.place + cross.distance + self.reach < len(self.ids))
+
+    def _fill(self) -> bool:
+        """Puts the text that is due, and the prompt's steps after it, into `pending`; False if it must wait."""
+        while self.layout.due:
+            # In the cross layout no text goes into the sequence.
+            known, final = (0, True) if self.config.layout == "cross" else (self._usable(), self.final)
+            items = self.layout.text(known, final)
+            if items is None:
+                return False
+            self.pending += items
+            self._force()
+        return True
+
+    def _usable(self) -> int:
+        """Text ids whose rows will not change when more text arrives."""
+        return len(self.ids) if self.final else max(0, len(self.ids) - self.reach)
+
+    def _force(self) -> None:
+        """Steps of the prompt are given, not drawn."""
+        prompt = self.request.prompt
+        while prompt is not None and self.forced < prompt.shape[-1] and not self.layout.due:
+            self.history.append(prompt[:, self.forced])
+            self.pending.append(Item(SPEECH, self.forced))
+            self.forced += 1
+            self.layout.step()
+
+    def _drafts(self) -> int:
+        """How many steps the cascade draws after this one, by the schedule and up to where text is due."""
+        if not self.head_drafts:
+            return 0
+        schedule = self.request.schedule
+        at, main = self.turn, 0
+        for main, draft in schedule[:-1]:
+            if at < main:
+                return self._cut(draft) if at == main - 1 else 0
+            at -= main
+        main, draft = schedule[-1]
+        return self._cut(draft) if at % main == main - 1 else 0
+
+    def _cut(self, drafts: int) -> int:
+        left = drafts if self.layout.left is None else self.layout.left - 1
+        return max(0, min(drafts, left, self.head_drafts))
+
+    def commit(self, codes: Tensor, readout: list[float]) -> Frame | None:
+        """Takes the codes `[K]` of a step; returns the frame that became complete, if any."""
+        step = len(self.steps)
+        if self.end is None:
+            codes = codes.clone()
+            if step >= self.most and self.layout.last and self.final:
+                codes[0] = self.eos
+            if int(codes[0]) == self.eos:
+                self.end = step
+                holes = self._holes(step)
+                holes[0] = False  # the end itself
+                codes[holes] = self.blank
+        self.steps.append(codes)
+        self.history.append(codes)
+        self.pending = [*self.pending, Item(SPEECH, len(self.history) - 1)]
+        self.layout.step()
+        frame = step - self.pattern.extra
+        if frame < 0 or (self.end is not None and frame >= self.end):
+            return None
+        whole = torch.stack([self.steps[frame + delay][k] for k, delay in enumerate(self.pattern.delays)])
+        return Frame(whole, int(self.place))
+
+    def _check(self, lm: TokenLM) -> None:
+        """Refuses here what would break a step, and with it the neighbours in the batch."""
+        request, config = self.request, self.config
+        if config.voices and not 0 <= request.voice < len(config.voices):
+            raise BadInput(f"voice {request.voice} is none of this model's {len(config.voices)}")
+        if request.prompt is not None:
+            shape = request.prompt.shape
+            if len(shape) != 2 or shape[0] != config.codebooks or self.pattern.extra:
+                raise BadInput(f"a prompt is codes [{config.codebooks}, frame] of a model without delays")
+            if (
+                request.prompt.numel()
+                and not 0 <= int(request.prompt.min()) <= int(request.prompt.max()) < config.vocab
+            ):
+                raise BadInput(f"the prompt's codes must lie in 0..{config.vocab - 1}")
+        least, most = request.least or 0, request.most
+        if least < 0 or (most is not None and most < max(1, least)):
+            raise BadInput(f"least {least} and most {most} frames contradict each other")
+        if any(main < 1 or draft < 0 for main, draft in request.schedule) or not request.schedule:
+            raise BadInput("a schedule is pairs of counts (main at least 1, drafts)")
