@@ -28,7 +28,7 @@ class Fixed:
     def __init__(self, utterance: Utterance) -> None:
         self.utterance = utterance
 
-    def __call__(self, text: str) -> list[Utterance]:
+    def sentence(self, text: str) -> list[Utterance]:
         return [self.utterance]
 
 
