@@ -22,25 +22,37 @@ class Pick:
 
 
 class Mixture:
-    """The sources of a recipe with their weights."""
+    """The sources of a recipe with their weights.
 
-    def __init__(self, sources: tuple[Source, ...], longest: float = 16.0) -> None:
+    Args:
+        longest: seconds past which an utterance is left out. texts: leave out speech without a text too.
+
+    Raises:
+        BadInput: a source of which nothing is left.
+    """
+
+    def __init__(self, sources: tuple[Source, ...], longest: float = 16.0, texts: bool = False) -> None:
         self.packs = [Pack(source.pack) for source in sources]
         weights = np.array([source.weight for source in sources])
         self.weights = weights / weights.sum()
-        self.usable = [self._usable(p, s.hours, longest) for p, s in zip(self.packs, sources, strict=True)]
+        self.usable = [self._usable(p, s.hours, longest, texts) for p, s in zip(self.packs, sources, strict=True)]
         for source, usable in zip(sources, self.usable, strict=True):
             if not len(usable):
-                raise BadInput(f"{source.pack} has no utterance of at most {longest} s")
+                what = "with a text " if texts else ""
+                raise BadInput(
+                    f"{source.pack} has no utterance {what}of at most {longest} s; leave it out"
+                )
 
     @staticmethod
-    def _usable(pack: Pack, hours: float | None, longest: float) -> np.ndarray:
+    def _usable(pack: Pack, hours: float | None, longest: float, texts: bool) -> np.ndarray:
         """Indices sorted by length, so that neighbours make batches with little padding."""
         seconds = np.array([e.seconds for e in pack.entries])
         index = np.arange(len(pack))
         if hours is not None:
             index = index[np.cumsum(seconds) <= hours * 3600]
         index = index[seconds[index] <= longest]
+        if texts:
+            index = np.array([i for i in index if pack.entries[int(i)].phones], dtype=np.int64)
         return index[np.argsort(seconds[index], kind="stable")]
 
     def utterance(self, rng: np.random.Generator) -> Pick:

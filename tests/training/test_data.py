@@ -173,6 +173,17 @@ def test_mixtures_draw_by_weight_and_keep_to_their_hours(pack: Pack) -> None:
         Mixture((Source(pack=pack.folder),), longest=0.1)
 
 
+def test_speech_without_a_text_is_left_out_where_texts_are_learnt(pack: Pack) -> None:
+    lines = (pack.folder / "index.jsonl").read_text().splitlines()
+    bare = [json.dumps({**json.loads(line), "phones": [], "words": []}) for line in lines]
+    (pack.folder / "index.jsonl").write_text("\n".join([lines[0], *bare[1:]]) + "\n")
+    assert Mixture((Source(pack=pack.folder),), texts=True).usable[0].tolist() == [0]
+    assert len(Mixture((Source(pack=pack.folder),)).usable[0]) == len(lines)
+    (pack.folder / "index.jsonl").write_text("\n".join(bare) + "\n")
+    with pytest.raises(BadInput, match="with a text"):
+        Mixture((Source(pack=pack.folder),), texts=True)
+
+
 def test_the_learning_rate_warms_up_then_falls_along_a_cosine() -> None:
     optimizer = Optimizer(lr=1.0, warmup=10, final=0.1)
     rates = [learning_rate(optimizer, step, 110) for step in range(111)]

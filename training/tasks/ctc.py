@@ -63,10 +63,10 @@ class CTCTask:
         self.settings = SemanticConfig.model_validate({**recipe.model, "symbols": self.symbols})
         self.model = SemanticTokenizer(self.settings)
 
-        self.mixture = Mixture(recipe.data)
+        self.mixture = Mixture(recipe.data, texts=True)
         labelled = tuple(s for s in recipe.data if (s.pack / TRACK).exists())
         self.ctc_from = self.options.ctc_from if labelled else 0
-        self.start = Mixture(labelled) if labelled else self.mixture
+        self.start = Mixture(labelled, texts=True) if labelled else self.mixture
         self.network = _Network(self.model, self.options.frames, self.ctc_from)
         self.seconds = recipe.batch_seconds
 

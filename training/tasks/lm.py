@@ -49,7 +49,7 @@ class Options(BaseModel):
 class LMTask:
     def __init__(self, recipe: Recipe) -> None:
         self.options = Options.model_validate(recipe.options)
-        self.mixture = Mixture(recipe.data)
+        self.mixture = Mixture(recipe.data, texts=True)
         voices = sorted({p.entries[int(i)].voice for p, u in zip(self.mixture.packs, self.mixture.usable) for i in u})
         self._drop_unaligned()
         rates = [self._mean_rate(voice) for voice in voices]
