@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from ..errors import QuaverError
-from .commands import codec, corpus, say, train
+from .commands import codec, corpus, say, serve, train
 from .commands import eval as evaluation
 
 BAD_INPUT = 2
@@ -29,6 +29,7 @@ app.command("say")(say.say)
 app.command("voices")(say.voices)
 app.add_typer(codec.app, name="codec")
 app.add_typer(corpus.app, name="corpus")
+app.add_typer(serve.app, name="serve")
 app.add_typer(evaluation.app, name="eval")
 app.command("train")(train.train)
 app.command("export")(train.export)

@@ -97,6 +97,10 @@ class KeyStore:
                 found = key
         return found
 
+    def named(self, name: str) -> StoredKey | None:
+        """The key of that name, unless it has been revoked."""
+        return next((key for key in self.keys() if key.name == name), None)
+
     def _write(self, keys: list[StoredKey]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         mask = os.umask(0o077)

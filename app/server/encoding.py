@@ -22,12 +22,12 @@ MEDIA_TYPES: dict[AudioFormat, str] = {
     "mp3": "audio/mpeg",
     "aac": "audio/aac",
 }
-# format -> PyAV container, codec, sample format, and the rates that the codec holds (None: any)
-_LIBAV: dict[AudioFormat, tuple[str, str, str, tuple[int, ...] | None]] = {
-    "flac": ("flac", "flac", "s16", None),
-    "opus": ("ogg", "libopus", "s16", (8000, 12000, 16000, 24000, 48000)),
-    "mp3": ("mp3", "libmp3lame", "s16p", (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)),
-    "aac": ("adts", "aac", "fltp", (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)),
+# format -> PyAV container, codec, and the rates that the codec holds (None: any)
+_LIBAV: dict[AudioFormat, tuple[str, str, tuple[int, ...] | None]] = {
+    "flac": ("flac", "flac", None),
+    "opus": ("ogg", "libopus", (8000, 12000, 16000, 24000, 48000)),
+    "mp3": ("mp3", "libmp3lame", (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)),
+    "aac": ("adts", "aac", (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)),
 }
 PAGE_MICROSECONDS = "20000"  # of an Ogg page; the muxer's own default keeps a second back
 
@@ -61,7 +61,7 @@ class LibavEncoder:
             import av
         except ImportError:
             raise MissingExtra(f"{form} needs the package av: pip install 'quaver[serve]'") from None
-        container, codec, layout, rates = _LIBAV[form]
+        container, codec, rates = _LIBAV[form]
         rate = sample_rate if rates is None else min((r for r in rates if r >= sample_rate), default=rates[-1])
         self._av, self._sink, self._rate, self._next = av, _Sink(), sample_rate, 0
         options = {"page_duration": PAGE_MICROSECONDS, "flush_packets": "1"} if form == "opus" else {}

@@ -38,7 +38,7 @@ KINDS: dict[str, Kind] = {
     "not_found": Kind(404, "invalid_request_error", CLOSE_POLICY),
     "model_not_found": Kind(404, "invalid_request_error", CLOSE_POLICY),
     "method_not_allowed": Kind(405, "invalid_request_error", CLOSE_POLICY),
-    "timeout": Kind(408, "invalid_request_error", CLOSE_POLICY),
+    "timeout": Kind(503, "overloaded_error", CLOSE_POLICY),
     "idle": Kind(408, "invalid_request_error", CLOSE_POLICY),
     "session_expired": Kind(408, "invalid_request_error", CLOSE_POLICY),
     "slow_consumer": Kind(408, "invalid_request_error", CLOSE_POLICY),

@@ -15,7 +15,10 @@ from ...errors import BadInput, ConfigError, MissingFile
 from .limits import Limits
 
 OPENAI_MODELS = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts", "gpt-realtime")
-OPENAI_VOICES = tuple("alloy ash ballad coral echo fable onyx nova sage shimmer verse marin cedar".split())
+OPENAI_VOICES = (
+    *("alloy", "ash", "ballad", "coral", "echo", "fable", "onyx"),
+    *("nova", "sage", "shimmer", "verse", "marin", "cedar"),
+)
 
 
 def config_folder() -> Path:
@@ -41,18 +44,18 @@ class ServerSettings(BaseSettings):
     )
 
     host: str = "127.0.0.1"
-    port: int = Field(8600, ge=0, le=65535)
-    models: tuple[str, ...] = Field(("default",), min_length=1)
-    slots: int = Field(8, ge=1, le=4096)
-    waiting: int = Field(16, ge=0)
-    threads: int = Field(1, ge=1, le=256)
+    port: int = Field(default=8600, ge=0, le=65535)
+    models: tuple[str, ...] = Field(default=("default",), min_length=1)
+    slots: int = Field(default=8, ge=1, le=4096)
+    waiting: int = Field(default=16, ge=0)
+    threads: int = Field(default=1, ge=1, le=256)
     keys: Path = Field(default_factory=lambda: config_folder() / "keys.json")
     origins: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
     aliases: bool = True
     tls_certificate: Path | None = None
     tls_key: Path | None = None
-    drain_seconds: float = Field(30.0, ge=0)
+    drain_seconds: float = Field(default=30.0, ge=0)
     log_format: Literal["json", "text"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     tracing: bool = False

@@ -26,9 +26,9 @@ class ContentPart(OpenMessage):
 class Item(OpenMessage):
     """A conversation item. Only messages with text can be spoken."""
 
-    id: str | None = Field(None, max_length=64)
+    id: str | None = Field(default=None, max_length=64)
     object: Literal["realtime.item"] = "realtime.item"
-    type: str = Field("message", max_length=40)
+    type: str = Field(default="message", max_length=40)
     role: Literal["user", "assistant", "system"] | None = None
     status: Literal["completed", "incomplete", "in_progress"] | None = None
     content: list[ContentPart] = Field(default_factory=list, max_length=64)
@@ -50,8 +50,8 @@ class OutputAudio(OpenMessage):
     """`audio.output` of a session or a response."""
 
     format: OutputFormat | None = None
-    voice: str | None = Field(None, max_length=200)
-    speed: float | None = Field(None, ge=0.25, le=4.0, allow_inf_nan=False)
+    voice: str | None = Field(default=None, max_length=200)
+    speed: float | None = Field(default=None, ge=0.25, le=4.0, allow_inf_nan=False)
 
 
 class AudioConfig(OpenMessage):
@@ -65,23 +65,23 @@ class SessionSettings(OpenMessage):
     """What `session.update` can change. `voice` at the top is the beta spelling."""
 
     type: Literal["realtime"] = "realtime"
-    model: str | None = Field(None, max_length=200)
-    instructions: str | None = Field(None, max_length=16_384)
+    model: str | None = Field(default=None, max_length=200)
+    instructions: str | None = Field(default=None, max_length=16_384)
     output_modalities: list[Literal["audio", "text"]] | None = None
     audio: AudioConfig | None = None
-    voice: str | None = Field(None, max_length=200)
-    seed: int | None = Field(None, ge=0, lt=1 << 48)
+    voice: str | None = Field(default=None, max_length=200)
+    seed: int | None = Field(default=None, ge=0, lt=1 << 48)
 
 
 class ResponseSettings(OpenMessage):
     """`response.create`: `input` items are spoken instead of the conversation's; else see `spoken_text`."""
 
-    instructions: str | None = Field(None, max_length=16_384)
-    input: list[Item] | None = Field(None, max_length=64)
+    instructions: str | None = Field(default=None, max_length=16_384)
+    input: list[Item] | None = Field(default=None, max_length=64)
     audio: AudioConfig | None = None
-    voice: str | None = Field(None, max_length=200)
+    voice: str | None = Field(default=None, max_length=200)
     metadata: dict[str, str] | None = None
-    seed: int | None = Field(None, ge=0, lt=1 << 48)
+    seed: int | None = Field(default=None, ge=0, lt=1 << 48)
 
 
 # -- client -> server -------------------------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ class ResponseSettings(OpenMessage):
 class ClientEvent(OpenMessage):
     """`event_id` comes back in an error about this event."""
 
-    event_id: str | None = Field(None, max_length=512)
+    event_id: str | None = Field(default=None, max_length=512)
 
 
 class SessionUpdate(ClientEvent):
@@ -146,7 +146,7 @@ class ItemTruncate(ClientEvent):
 
     type: Literal["conversation.item.truncate"]
     item_id: str
-    content_index: int = Field(0, ge=0)
+    content_index: int = Field(default=0, ge=0)
     audio_end_ms: int = Field(ge=0)
 
 
@@ -189,7 +189,7 @@ class Resume(ClientEvent):
 
     type: Literal["session.resume"]
     resume_token: str = Field(max_length=200)
-    last_seq: int = Field(0, ge=0)
+    last_seq: int = Field(default=0, ge=0)
 
 
 class Heartbeat(ClientEvent):

@@ -28,19 +28,19 @@ class SpeechBody(Message):
         ahead: seconds that speech is made ahead of real time; without it, as fast as it can be made and sent.
     """
 
-    model: str = Field("default", max_length=200)
+    model: str = Field(default="default", max_length=200)
     input: str
     voice: str | VoiceId | None = None
-    instructions: str | None = Field(None, max_length=4096)
+    instructions: str | None = Field(default=None, max_length=4096)
     response_format: AudioFormat = "mp3"
-    speed: float = Field(1.0, ge=0.25, le=4.0, allow_inf_nan=False)
+    speed: float = Field(default=1.0, ge=0.25, le=4.0, allow_inf_nan=False)
     stream_format: Literal["audio", "sse"] = "audio"
-    seed: int = Field(0, ge=0, lt=1 << 48)
-    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
-    pause: float = Field(1.0, ge=0.1, le=5.0, allow_inf_nan=False)
+    seed: int = Field(default=0, ge=0, lt=1 << 48)
+    temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
+    pause: float = Field(default=1.0, ge=0.1, le=5.0, allow_inf_nan=False)
     word_timestamps: bool = False
     speculate: bool = False
-    ahead: float | None = Field(None, gt=0, le=600, allow_inf_nan=False)
+    ahead: float | None = Field(default=None, gt=0, le=600, allow_inf_nan=False)
 
 
 class WordTime(Message):

@@ -21,15 +21,15 @@ class SessionConfig(Message):
     """The first message, once. Fields as in POST /v1/audio/speech; `ahead` defaults to the server's limit."""
 
     type: Literal["session.config"]
-    model: str = Field("default", max_length=200)
+    model: str = Field(default="default", max_length=200)
     voice: str | VoiceId | None = None
     response_format: AudioFormat = "pcm"
-    speed: float = Field(1.0, ge=0.25, le=4.0, allow_inf_nan=False)
-    seed: int = Field(0, ge=0, lt=1 << 48)
-    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
-    pause: float = Field(1.0, ge=0.1, le=5.0, allow_inf_nan=False)
+    speed: float = Field(default=1.0, ge=0.25, le=4.0, allow_inf_nan=False)
+    seed: int = Field(default=0, ge=0, lt=1 << 48)
+    temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
+    pause: float = Field(default=1.0, ge=0.1, le=5.0, allow_inf_nan=False)
     word_timestamps: bool = True
-    ahead: float | None = Field(None, gt=0, le=600, allow_inf_nan=False)
+    ahead: float | None = Field(default=None, gt=0, le=600, allow_inf_nan=False)
 
 
 class InputText(Message):
