@@ -20,7 +20,8 @@ from typing import Literal
 import numpy as np
 
 from ..errors import BadInput, QuaverError
-from ..tts.synthesizer import TimedSpan
+from ..tts.speaking import SpeechSettings
+from ..tts.timeline import TimedSpan
 
 __all__ = ["Audio", "Event", "Outcome", "OutcomeKind", "Session", "SpeechRequest", "SpeechSession", "Started", "Usage"]
 
@@ -136,6 +137,7 @@ class Session:
 
     def __init__(self, request_id: str, wake: Callable[[], None], clock: Callable[[], float] = time.monotonic) -> None:
         self.request_id = request_id or uuid.uuid4().hex
+        self.model, self.deadline, self.expires = "default", float("inf"), float("inf")  # the engine sets these
         self._wake, self.clock = wake, clock
         self._changed = threading.Condition()
         self._events: deque[Event] = deque()
@@ -306,10 +308,15 @@ class SpeechSession(Session):
     """A session that turns text into speech."""
 
     def __init__(
-        self, request: SpeechRequest, wake: Callable[[], None], clock: Callable[[], float] = time.monotonic
+        self,
+        request: SpeechRequest,
+        settings: SpeechSettings,
+        wake: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(request.request_id, wake, clock)
-        self.request = request
+        self.request, self.settings = request, settings
+        self.model = request.model
         self._pieces: deque[str] = deque()
         self._text_ended = request.text is not None
         self._usage = Usage(characters=len(request.text or ""))

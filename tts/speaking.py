@@ -12,6 +12,7 @@ one call of the decoder serves them all.
 
 from __future__ import annotations
 
+import gc
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -318,6 +319,7 @@ class SpeechBatch:
                 self.failures.update(dict.fromkeys(slots, error))
                 return {}
         self.retries += 1
+        _free_memory()  # if that was what lacked
         results: dict[int, R] = {}
         for slot in slots:
             results |= self._guarded(slot, call, {slot}) or {}
@@ -404,3 +406,10 @@ class SpeechBatch:
                 self._quiet = self.codec.encode(empty)[0][0, :, -1].cpu()
         count = round(seconds * self.codec.sample_rate / self.codec.frame_size)
         return [self._quiet] * count
+
+
+def _free_memory() -> None:
+    """Gives back what is held for nothing: rubbish, and the caching allocator's blocks."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
