@@ -109,7 +109,7 @@ class _TextReader(nn.Module):
             ConvNeXtBlock(width, config.text_hidden, config.text_kernel, causal=False)
             for _ in range(config.text_blocks)
         )
-        self.context = config.text_blocks * (config.text_kernel // 2)
+        self.context: int = config.text_blocks * (config.text_kernel // 2)
 
     def forward(self, ids: Tensor, lengths: Tensor, table: nn.Module | None) -> Tensor:
         rows = (self.table or table)(ids)  # type: ignore[misc]
@@ -136,7 +136,7 @@ class TokenLM(StreamingModule):
         foreign = isinstance(self.backbone, HFBackbone)
         width = self.backbone.width if isinstance(self.backbone, HFBackbone) else config.backbone.width  # type: ignore[union-attr]
         self.width = width
-        self.text_vocab = self.backbone.vocab if config.text == "bpe" else PHONE_VOCAB  # type: ignore[union-attr]
+        self.text_vocab: int = self.backbone.vocab if config.text == "bpe" else PHONE_VOCAB  # type: ignore[union-attr]
         self.reader = _TextReader(config, width, self._bpe_table)
         self.marks = nn.Embedding(4, width)  # pad, start, task; one spare
         self.voice = nn.Embedding(max(1, len(config.voices)), width)

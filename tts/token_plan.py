@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field
 
 import torch
@@ -85,7 +86,7 @@ class TokenPlan:
         self.codebooks, self.limit, self.context = lm.config.codebooks, lm.chunk, lm.context
         self.eos, self.fill, self.blank = lm.head.eos, lm.head.fill, lm.head.empty
         self.head_drafts = lm.head.drafts if isinstance(lm.head, MultiTokenHead) else 0
-        self.text_vocab, self.reach = lm.text_vocab, lm.reader.context
+        self.text_vocab, self.reach = int(lm.text_vocab), lm.reader.context
         self.generator = torch.Generator().manual_seed(request.seed)
         self.ids: list[int] = []
         self.final = False
@@ -213,7 +214,10 @@ class TokenPlan:
 
     def next(self) -> TokenChunk | None:
         """The next positions, or None: complete, or waiting for text."""
-        if self._complete or not self._fill():
+        if self._complete:
+            return None
+        self.layout = copy(self.layout)  # replaced, not changed: a failed tick is taken back
+        if not self._fill():
             return None
         if self.config.layout == "cross" and not self._text_ahead():
             return None
@@ -287,6 +291,7 @@ class TokenPlan:
         self.steps.append(codes)
         self.history.append(codes)
         self.pending = [*self.pending, Item(SPEECH, len(self.history) - 1)]
+        self.layout = copy(self.layout)
         self.layout.step()
         frame = step - self.pattern.extra
         if frame < 0 or (self.end is not None and frame >= self.end):
