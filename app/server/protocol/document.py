@@ -58,7 +58,7 @@ def protocol_page(vectors: Vectors) -> str:
     parts += ["## `WS /api/chat`\n", _prose(moshi), _enum(moshi.Kind), _enum(moshi.Control), _bytes(vectors["moshi"])]
     parts += [_errors(), _limits()]
     page = "\n".join(part.rstrip() + "\n" for part in parts if part)
-    return re.sub(r"\n\n(?=- )", "\n", page).replace("\n- ", "\n\n- ", 0)
+    return re.sub(r"^(- .*\n)\n(?=- )", r"\1", page, flags=re.MULTILINE)  # items of a list stand together
 
 
 def _prose(module: ModuleType) -> str:
