@@ -20,7 +20,7 @@ from .service import SpeechService
 from .wire import Gone, Wire, race
 
 SWEEP_SECONDS = 0.5
-FATAL = frozenset(["text_too_long", "idle", "session_expired", "slow_consumer", "draining", "too_many_sessions"])
+FATAL = frozenset(["idle", "session_expired", "slow_consumer", "draining", "too_many_sessions"])
 SUBPROTOCOLS = (binary.SUBPROTOCOL, "realtime")
 
 router = APIRouter()
@@ -138,11 +138,11 @@ class RealtimeSocket:
                 if isinstance(message, rt.SessionClose):
                     self.closing = True
                     return
-                if isinstance(message, rt.Resume) and first:
+                was_first, first = first, first and isinstance(message, rt.Heartbeat)
+                if isinstance(message, rt.Resume) and was_first:
                     await self._resume(message)
                 else:
                     session.handle(message)
-                first = first and isinstance(message, rt.Heartbeat)
             except TimeoutError:
                 if session.answer is None:
                     raise Problem("idle", f"nothing was said for {self.limits.idle_seconds:g} s") from None

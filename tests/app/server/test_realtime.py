@@ -205,7 +205,7 @@ def test_resuming_takes_a_session_from_a_socket_that_went_quiet(quiet: Running) 
 def test_a_session_that_nobody_resumes_ends_after_its_grace(synthesizer: Synthesizer, tmp_path: Path) -> None:
     with serving(synthesizer, tmp_path, limits={"grace_seconds": 0.2}, slots=2) as running:
         socket, session = opened(running)
-        speak(socket, TEXT * 200)
+        speak(socket, TEXT * 140)
         until(socket, "response.output_audio.delta")
         socket.socket.close()
         assert running.settled(10)
