@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 BACKLOG = 128
 KEEPALIVE_SECONDS = 20
+SEND_BUFFER = 1 << 17  # bytes; the kernel would keep minutes of speech, which nobody could call back
 
 
 class Server(uvicorn.Server):
@@ -96,6 +97,7 @@ def listen(settings: ServerSettings) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     for name, value in (("TCP_KEEPIDLE", KEEPALIVE_SECONDS), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
         if hasattr(socket, name):
             listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
