@@ -14,14 +14,15 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from ..errors import BadInput
+from ..errors import BadInput, ConfigError
 from ..nn.conv import ConvNeXtBlock
 from ..nn.state import State
 from .base import Codec, FrameSpec, check_audio
 from .decoders import HEADS, HeadOutput
 from .features import LogMel
+from .loading import load_weights, model_folder, read_config, validated
 
-__all__ = ["MelCodec", "MelConfig"]
+__all__ = ["MelCodec", "MelConfig", "load_mel"]
 
 
 class MelConfig(BaseModel):
@@ -90,3 +91,18 @@ class MelCodec(Codec):
 
     def flush(self, state: State) -> Tensor:
         return self.head.flush(state.child("head"))[:, None]
+
+
+def load_mel(name: str) -> MelCodec:
+    """A mel codec with its vocoder in eval mode, by bundled name or folder.
+
+    Raises:
+        MissingFile, ConfigError, CorruptFile: what is wrong with it.
+    """
+    folder = model_folder(name)
+    config = read_config(folder)
+    if config.pop("kind", None) != "mel":
+        raise ConfigError(f"{folder} is not a mel vocoder")
+    codec = MelCodec(validated(MelConfig, config, folder))
+    load_weights(codec, folder)
+    return codec.eval()

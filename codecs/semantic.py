@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from ..nn.conv import ConvNeXtBlock
+from .base import check_audio
 from .features import LogMel
 from .quantizers import FSQ
 
@@ -87,10 +88,7 @@ class SemanticTokenizer(nn.Module):
 
         `bypass` (BoolTensor[batch], training only): items whose bounded latents are not rounded.
         """
-        audio = F.pad(audio, (0, -audio.shape[-1] % self.frame_size))
-        x = self.low(F.gelu(self.stem(self.front(audio))))
-        x = self.middle(F.gelu(self.down(x)))
-        code = self.quantizer(self.to_code(x.transpose(1, 2)).transpose(1, 2), bypass=bypass)
+        code = self.quantizer(self._before_codes(audio), bypass=bypass)
         x = self.upper(self.from_code(code.latents.transpose(1, 2)).transpose(1, 2))
         # Per-frame standardised features: a target of unit scale, without statistics to keep.
         features = F.layer_norm(x.transpose(1, 2), (self.config.width,)).transpose(1, 2)
@@ -99,6 +97,21 @@ class SemanticTokenizer(nn.Module):
         log_probs = self.head(self.top(y).transpose(1, 2)).float().log_softmax(-1)
         blank = torch.full_like(log_probs[..., :1], self.config.blank)
         return SemanticOutput(code.frames, features, torch.cat([blank, log_probs], -1))
+
+    @torch.inference_mode()
+    def encode(self, audio: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Semantic tokens `[batch, 1, frame]` of audio `[batch, 1, sample]`, and frame counts, as a codec does."""
+        check_audio(audio)
+        if lengths is None:
+            lengths = torch.full((audio.shape[0],), audio.shape[-1], device=audio.device)
+        return self.quantizer.encode(self._before_codes(audio)), -(-lengths // self.frame_size)
+
+    def _before_codes(self, audio: Tensor) -> Tensor:
+        """What FSQ rounds `[batch, level, frame]`."""
+        audio = F.pad(audio, (0, -audio.shape[-1] % self.frame_size))
+        x = self.low(F.gelu(self.stem(self.front(audio))))
+        x = self.middle(F.gelu(self.down(x)))
+        return self.to_code(x.transpose(1, 2)).transpose(1, 2)
 
     @torch.inference_mode()
     def transcribe(self, audio: Tensor) -> list[list[str]]:

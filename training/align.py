@@ -82,12 +82,21 @@ def _teacher_rows(pack: Pack) -> list[np.ndarray]:
 
 
 @torch.inference_mode()
-def add_codes(pack: Pack, codec: Codec, name: str, progress: Progress | None = None) -> None:
-    """Adds `codes.NAME.u16`: `[frame, codebook]` of every utterance."""
+def add_codes(
+    pack: Pack,
+    codec: Codec | SemanticTokenizer,
+    name: str,
+    progress: Progress | None = None,
+    most: int | None = None,
+) -> None:
+    """Adds `codes.NAME.u16`: `[frame, codebook]` of every utterance, or of the first `most` (the others stay empty)."""
 
     def rows() -> Iterator[np.ndarray]:
         indices: Iterable[int] = range(len(pack))
         for i in progress(indices, len(pack)) if progress else indices:
+            if most is not None and i >= most:
+                yield np.zeros(0, np.uint16)
+                continue
             codes, _ = codec.encode(torch.from_numpy(pack.wave(i))[None, None])
             yield codes[0].T.numpy().astype(np.uint16)
 

@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchaudio.functional import melscale_fbanks
 
-__all__ = ["SpectralLoss"]
+from ..codecs.decoders import HeadOutput
+
+__all__ = ["SpectralLoss", "pitch_losses"]
 
 
 class SpectralLoss(nn.Module):
@@ -48,3 +50,15 @@ class SpectralLoss(nn.Module):
 
     def _log_mel(self, magnitude: Tensor) -> Tensor:
         return (magnitude.transpose(1, 2) @ self.bank).clamp(min=1e-5).log()
+
+
+def pitch_losses(head: HeadOutput, f0: Tensor) -> dict[str, Tensor]:
+    """A decoder head's F0 (L1 of the logarithm, where voiced) and voicing, against `f0[batch, frame]` in Hz."""
+    assert head.log_f0 is not None
+    assert head.voicing is not None
+    voiced = (f0 > 0).float()
+    error = (head.log_f0 - f0.clamp(min=50.0).log()).abs()
+    return {
+        "f0": (error * voiced).sum() / voiced.sum().clamp(min=1.0),
+        "voicing": F.binary_cross_entropy_with_logits(head.voicing, voiced),
+    }

@@ -34,8 +34,8 @@ class TrackJob:
     """Which track, and what makes it.
 
     Attributes:
-        kind: `f0` (needs nothing), `align` (a semantic tokenizer), `codes` (a codec), or `durations` (the manifest of
-            hibari's speech that the pack was made of).
+        kind: `f0` (needs nothing), `align` (a semantic tokenizer), `codes` (a codec or a semantic tokenizer), or
+            `durations` (the manifest of a teacher's speech that the pack was made of).
         source: name or folder of that model, or path of that manifest.
     """
 
@@ -147,10 +147,12 @@ def _maker(job: TrackJob) -> Maker:
         model = load_semantic(job.source)
         return lambda pack: add_alignment(pack, model)
     if job.kind == "codes":
-        from ..codecs.loading import load_codec, model_folder
+        from ..codecs.loading import load_codec, load_semantic, model_folder, read_config
         from .align import add_codes
 
-        codec, name = load_codec(job.source), model_folder(job.source).resolve().name
+        folder = model_folder(job.source)
+        load = load_semantic if read_config(folder).get("kind") == "semantic" else load_codec
+        codec, name = load(job.source), folder.resolve().name
         return lambda pack: add_codes(pack, codec, name)
     from .durations import add_teacher_alignment
 

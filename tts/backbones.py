@@ -6,6 +6,7 @@ a slot, so that slots join, freeze, leave and roll back alike, whoever wrote the
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -45,7 +46,7 @@ def hf_config(name: str, context: int = 1024) -> HFConfig:
     """
     from transformers import AutoConfig
 
-    name = name.removeprefix("hf:")
+    name = _checked(name)
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except OSError:
@@ -53,6 +54,14 @@ def hf_config(name: str, context: int = 1024) -> HFConfig:
     except ValueError as error:
         raise ConfigError(f"{name}: {str(error).splitlines()[0]}") from None
     return HFConfig(arch=config.to_diff_dict() | {"model_type": config.model_type}, context=context)
+
+
+def _checked(name: str) -> str:
+    """The name without `hf:`; a path must lead to a checkpoint, or the hub would be asked for it."""
+    name = name.removeprefix("hf:")
+    if name.startswith(("/", ".", "~")) and not (Path(name) / "config.json").exists():
+        raise MissingFile(f"no checkpoint {name!r}: the folder has no config.json")
+    return name
 
 
 class HFBackbone(StreamingModule):
@@ -155,7 +164,7 @@ def load_hf_weights(backbone: HFBackbone, name: str) -> None:
     """
     from transformers import AutoModel
 
-    name = name.removeprefix("hf:")
+    name = _checked(name)
     try:
         loaded = AutoModel.from_pretrained(
             name, trust_remote_code=False, use_safetensors=True, dtype=next(backbone.parameters()).dtype

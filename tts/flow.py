@@ -22,13 +22,14 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from ..codecs.loading import load_weights, model_folder, read_config, validated
 from ..codecs.quantizers import FSQ
-from ..errors import BadInput
+from ..errors import BadInput, ConfigError
 from ..nn.noise import frame_noise
 from ..nn.state import State, StreamingModule
 from ..nn.transformer import Transformer, TransformerConfig
 
-__all__ = ["FlowConfig", "FlowModel", "cosine_times"]
+__all__ = ["FlowConfig", "FlowModel", "chunk_mask", "cosine_times", "load_flow"]
 
 
 class FlowConfig(BaseModel):
@@ -298,3 +299,19 @@ class FlowModel(nn.Module):
         if state is not None:
             state.update("position", start + positions)
         return self.unfold(x)
+
+
+def load_flow(name: str) -> tuple[FlowModel, str]:
+    """A flow in eval mode and the name of the tokens that it reads, by bundled name or folder.
+
+    Raises:
+        MissingFile, ConfigError, CorruptFile: what is wrong with it.
+    """
+    folder = model_folder(name)
+    config = read_config(folder)
+    codec = config.pop("codec", None)
+    if config.pop("kind", None) != "flow" or not isinstance(codec, str):
+        raise ConfigError(f"{folder} is not a flow that names its tokens")
+    flow = FlowModel(validated(FlowConfig, config, folder))
+    load_weights(flow, folder)
+    return flow.eval(), codec

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from ..nn.transformer import Transformer, TransformerConfig
 from .heads import CategoricalHead
 from .patterns import make_pattern
 from .phones import PAUSES, PHONE_IDS, PHONES, START
+from .token_heads import DepthHead
 
 if TYPE_CHECKING:
     from .generate import PointerPlan
@@ -38,6 +39,7 @@ class SpeechLMConfig(BaseModel):
         codebooks, vocab: of the codec whose codes are modelled.
         pattern: `parallel`, `delay` or `delay:...` (see `tts/patterns.py`).
         chain: codes of a step are drawn one after the other (see `tts/heads.py`).
+        head: `chain`, or `depth`: a small transformer over the levels, of sizes `depth` (see `tts/token_heads.py`).
         voices: names; the index is the speaker id. rates: mean phones per second of each voice outside pauses.
         advance: largest number of phones that one frame may advance.
         longest: frames after which the model counts no further in one phone.
@@ -49,6 +51,8 @@ class SpeechLMConfig(BaseModel):
     vocab: int = 1024
     pattern: str = "parallel"
     chain: bool = True
+    head: Literal["chain", "depth"] = "chain"
+    depth: TransformerConfig | None = None
     head_hidden: int = 256
     backbone: TransformerConfig = TransformerConfig(window=256, slack=16)
     phone_blocks: int = 3
@@ -133,7 +137,11 @@ class SpeechLM(StreamingModule):
         self.voice = nn.Embedding(len(config.voices), width)
         self.rate = nn.Parameter(torch.zeros(width))
         self.backbone = Transformer(config.backbone)
-        self.head = CategoricalHead(width, config.codebooks, config.vocab, config.head_hidden, config.chain)
+        self.head: CategoricalHead | DepthHead = (
+            DepthHead(width, config.codebooks, config.vocab, config.depth, stops=0)
+            if config.head == "depth"
+            else CategoricalHead(width, config.codebooks, config.vocab, config.head_hidden, config.chain)
+        )
         self.input_scale = nn.Parameter(torch.tensor(8.0))  # the code table is small at the start, phones are not
         self.advance = nn.Linear(width, config.advance + 1)
         nn.init.normal_(self.progress.weight, std=0.5)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from ..codecs.loading import load_weights, model_folder, read_config, validated
 from ..errors import BadInput, ConfigError
 from ..nn.conv import ConvNeXtBlock
 from ..nn.state import State, StreamingModule
@@ -30,7 +31,7 @@ from .token_heads import STOPS, DepthHead, MultiTokenHead, ParallelHead, TokenHe
 if TYPE_CHECKING:
     from .token_plan import TokenChunk, TokenPlan
 
-__all__ = ["PHONE_VOCAB", "TokenLM", "TokenLMConfig", "phone_text"]
+__all__ = ["PHONE_VOCAB", "TokenLM", "TokenLMConfig", "load_token_lm", "phone_text"]
 
 PHONE_VOCAB = 2 * len(PHONES)
 """Text ids of the phone alphabet: each phone, and each phone that begins a word."""
@@ -274,3 +275,19 @@ def _make_head(config: TokenLMConfig, width: int) -> TokenHead:
     if config.head == "multi_token":
         return MultiTokenHead(**base, hidden=config.head_hidden, drafts=config.drafts, block=config.block)
     return ParallelHead(**base, hidden=config.head_hidden)
+
+
+def load_token_lm(name: str) -> tuple[TokenLM, str]:
+    """A token language model in eval mode and the name of the tokens that it speaks, by bundled name or folder.
+
+    Raises:
+        MissingFile, ConfigError, CorruptFile: what is wrong with it.
+    """
+    folder = model_folder(name)
+    config = read_config(folder)
+    codec = config.pop("codec", None)
+    if config.pop("kind", None) != "token_lm" or not isinstance(codec, str):
+        raise ConfigError(f"{folder} is not a token language model that names its tokens")
+    lm = TokenLM(validated(TokenLMConfig, config, folder))
+    load_weights(lm, folder)
+    return lm.eval(), codec

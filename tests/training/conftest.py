@@ -64,7 +64,28 @@ MODELS: dict[str, dict[str, Any]] = {
         "phone_hidden": 8,
     },
 }
-OPTIONS: dict[str, dict[str, Any]] = {"ctc": {}, "codec": {"crop": 0.48}, "lm": {"codes": "tiny"}}
+TINY = {"width": 8, "layers": 2, "heads": 2, "hidden": 12, "window": 120, "slack": 7}
+MODELS |= {
+    "token_lm": {"codebooks": 3, "vocab": 12, "backbone": TINY, "silent_run": 8},
+    "flow": {
+        "codebooks": 3,
+        "vocab": 12,
+        "levels": (),
+        "mels": 16,
+        "chunk": 4,
+        "chunks": (0, 4),
+        "backbone": {**TINY, "condition": 8},
+    },
+    "vocoder": {**SMALL, "blocks": 1},
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "ctc": {},
+    "codec": {"crop": 0.48},
+    "lm": {"codes": "tiny"},
+    "token_lm": {"codes": "tiny"},
+    "flow": {"codes": "tiny"},
+    "vocoder": {"crop": 0.48},
+}
 
 MakeRecipe = Callable[..., Recipe]
 

@@ -236,7 +236,7 @@ def test_silence_is_cut_short() -> None:
 
 
 def test_a_long_vowel_is_not_taken_for_a_loop() -> None:
-    """With a threshold of 0.1 of 10 any repeat is redrawn (CosyVoice); the share is a setting, and a held code stays."""
+    """With a threshold of 0.1 of 10 any repeat is redrawn (CosyVoice); here the share is a setting: held codes stay."""
     lm = token_lm("cosyvoice")
     with torch.no_grad():
         lm.head.levels[0].bias[7] += 12.0  # type: ignore[union-attr,index]

@@ -10,7 +10,14 @@ from ..recipe import Recipe
 
 __all__ = ["TASKS", "build_task"]
 
-TASKS = {"ctc": "CTCTask", "codec": "CodecTask", "lm": "LMTask"}
+TASKS = {
+    "ctc": "CTCTask",
+    "codec": "CodecTask",
+    "lm": "LMTask",
+    "token_lm": "TokenLMTask",
+    "flow": "FlowTask",
+    "vocoder": "VocoderTask",
+}
 """Task name -> class; the class lives in the module of the same name."""
 
 

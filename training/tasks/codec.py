@@ -22,8 +22,7 @@ from ...codecs.native import XCodec, XCodecConfig, XCodecOutput
 from ...codecs.quantizers import ResidualVQ
 from ...codecs.semantic import SemanticTokenizer
 from ..discriminators import Balancer, DiscriminatorConfig, Discriminators
-from ..losses import SpectralLoss
-from ..pack import F0_HOP
+from ..losses import SpectralLoss, pitch_losses
 from ..recipe import Recipe
 from ..sampling import Mixture
 
@@ -95,18 +94,7 @@ class CodecTask:
         return {"kind": "codec", **self.settings.model_dump()}
 
     def batch(self, rng: np.random.Generator, step: int) -> dict[str, Tensor]:
-        audio = np.zeros((self.count, 1, self.samples), np.float32)
-        f0 = np.zeros((self.count, self.samples // F0_HOP), np.float32)
-        for row in range(self.count):
-            pick = self.mixture.utterance(rng)
-            entry = pick.pack.entries[pick.index]
-            # Whole 10 ms steps, so that the stored F0 lines up with the crop.
-            start = int(rng.integers(max(1, entry.samples - self.samples))) // F0_HOP * F0_HOP
-            audio[row, 0] = pick.pack.wave(pick.index, start, self.samples)
-            audio[row, 0] *= 10 ** (rng.uniform(*self.options.gain_db) / 20)
-            track, offsets = pick.pack.track("f0.f16", np.float16)
-            hertz = track[offsets[pick.index] : offsets[pick.index + 1], 0][start // F0_HOP :][: f0.shape[1]]
-            f0[row, : len(hertz)] = hertz
+        audio, f0 = self.mixture.crops(rng, self.count, self.samples, self.options.gain_db)
         levels = np.where(
             rng.random(self.count) < self.options.full_share,
             self.settings.codebooks,
@@ -115,7 +103,7 @@ class CodecTask:
         levels[rng.random(self.count) < self.options.one_share] = 1
         bypass = rng.random(self.count) < self.options.bypass
         return {
-            "audio": torch.from_numpy(audio),
+            "audio": torch.from_numpy(audio[:, None]),
             "f0": torch.from_numpy(f0),
             "levels": torch.from_numpy(levels),
             "bypass": torch.from_numpy(bypass),
@@ -164,7 +152,7 @@ class _Network(nn.Module):
             losses[name] = value
             total = total + getattr(o, name) * value
         if out.head.log_f0 is not None and out.head.voicing is not None:
-            losses |= _pitch_losses(out, f0)
+            losses |= pitch_losses(out.head, f0)
             total = total + o.f0 * losses["f0"] + o.voicing * losses["voicing"]
         if teacher is not None:
             losses |= _semantic_losses(out, teacher)
@@ -209,17 +197,6 @@ def _audio_weights(options: Options, gan: Gan, warm: bool = True) -> dict[str, f
     """Weight of each loss on the waveform; before the discriminators are warm theirs count for nothing."""
     adversarial = {"adversarial": gan.weight, "feature": gan.feature} if warm else {}
     return {"stft": options.stft, "mel": options.mel, **adversarial}
-
-
-def _pitch_losses(out: XCodecOutput, f0: Tensor) -> dict[str, Tensor]:
-    assert out.head.log_f0 is not None
-    assert out.head.voicing is not None
-    voiced = (f0 > 0).float()
-    error = (out.head.log_f0 - f0.clamp(min=50.0).log()).abs()
-    return {
-        "f0": (error * voiced).sum() / voiced.sum().clamp(min=1.0),
-        "voicing": F.binary_cross_entropy_with_logits(out.head.voicing, voiced),
-    }
 
 
 def _semantic_losses(out: XCodecOutput, teacher: Tensor) -> dict[str, Tensor]:
