@@ -150,7 +150,7 @@ class XCodec(Codec):
             decoder_fast=self.decoder_fast,
             head=self.head,
         )
-        device = self.stem.weight.device
+        device = self.norm.weight.device
         state.add("pending", self.frame_size, device=device)
         state.add("pending_length", dtype=torch.long, device=device)
         return state

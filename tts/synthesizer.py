@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from ..codecs.base import Codec
 from ..codecs.loading import load_codec, load_weights, model_folder, read_config, read_json, validated
 from ..errors import BadInput, ConfigError
+from ..nn.packed import pack_linears
 from .lm import SpeechLM, SpeechLMConfig
 from .sampling import SamplingConfig
 from .speaking import CHUNKS, AudioChunk, Script, SpeechBatch, SpeechSettings
@@ -90,8 +91,9 @@ class Synthesizer:
         self.sample_rate = codec.sample_rate
 
     @classmethod
-    def load(cls, name: str = "default") -> Synthesizer:
-        """Loads a bundled voice model or a folder.
+    def load(cls, name: str = "default", *, packed: bool = True) -> Synthesizer:
+        """Loads a bundled voice model or a folder; `packed` keeps the weights of linear layers in half precision
+        where the processor has a kernel for it, which is much faster (`nn/packed.py`).
 
         Raises:
             MissingFile, ConfigError, CorruptFile: what is wrong with it.
@@ -105,7 +107,11 @@ class Synthesizer:
             names = lm.config.voices
             settings = VoiceSettings(names={v: v for v in names}, default=names[0])
         local = folder.parent / Path(codec).name
-        return cls(lm, load_codec(str(local) if (local / "config.json").exists() else codec), settings)
+        spoken = load_codec(str(local) if (local / "config.json").exists() else codec)
+        if packed:
+            pack_linears(lm)
+            pack_linears(spoken)
+        return cls(lm, spoken, settings)
 
     @property
     def voices(self) -> tuple[str, ...]:
