@@ -41,14 +41,14 @@ def running(synthesizer: Synthesizer, **settings: Any) -> Iterator[Engine]:
         assert engine.stats().waiting == 0
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 90.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not come true in time"
         time.sleep(0.002)
 
 
-def read(session: Session, timeout: float = 30.0) -> list[Event]:
+def read(session: Session, timeout: float = 90.0) -> list[Event]:
     """All events to the outcome, checked: `Started` first (if a slot was given), one outcome, nothing after it."""
     events: list[Event] = []
     while not events or not isinstance(events[-1], Outcome):
