@@ -27,8 +27,8 @@ from quaver.tts.synthesizer import Synthesizer
 from .conftest import Running, receive, serving, until, wait_for
 
 SPEECH = "/v1/audio/speech"
-TEXT = "One day, two cats sat there."
-LONG = {"input": TEXT * 140, "response_format": "pcm"}
+TEXT = "One day, two cats sat there. "
+LONG = {"input": TEXT * 130, "response_format": "pcm"}
 
 
 def raw_socket(running: Running, buffer: int = 0) -> socket.socket:
@@ -194,7 +194,7 @@ def test_a_websocket_client_that_stalls_loses_its_slot(hasty: Running) -> None:
         assert b" 101 " in stalled.recv(500)
         for message in (
             {"type": "session.config", "ahead": 600},
-            {"type": "input.text", "text": TEXT * 140},
+            {"type": "input.text", "text": TEXT * 130},
             {"type": "input.done"},
         ):
             data = json.dumps(message).encode()
