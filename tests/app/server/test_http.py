@@ -44,7 +44,7 @@ def test_pcm_over_http_equals_the_synthesizer(quiet: Running, synthesizer: Synth
 
 
 def decoded(data: bytes) -> tuple[np.ndarray, int]:
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         frames = [frame.to_ndarray() for frame in container.decode(audio=0)]
         return np.concatenate(frames, axis=1)[0], container.streams.audio[0].rate
 

@@ -45,7 +45,7 @@ def test_encoded_audio_has_its_length_whatever_the_chunks(form: AudioFormat, cut
     if form == "pcm":
         assert len(data) == 18_000
         return
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         seconds = sum(f.samples / f.sample_rate for f in container.decode(audio=0))
     assert abs(seconds - 9000 / rate) < 0.15  # padding of mp3 and aac
 
@@ -182,6 +182,7 @@ def test_spans_carry_the_request_and_follow_their_parent() -> None:
     with tracing.span("http", {"traceparent": parent}, path="/v1/models"):
         pass
     span = exporter.get_finished_spans()[0]
+    assert span.context is not None
     assert f"{span.context.trace_id:032x}" == "a" * 32
     assert dict(span.attributes or {}) == {"path": "/v1/models"}
     with Tracing(False).span("http") as none:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +79,21 @@ def test_frames_round_trip(kind: int, codec: int, flags: int, a: int, b: int, c:
     assert binary.Frame.unpack(frame.pack()) == frame
 
 
+def refused(action: Callable[[], Any]) -> tuple[str, Any]:
+    """The code of the problem that an action raised ("": none), and what it gave."""
+    try:
+        return "", action()
+    except Problem as problem:
+        assert problem.body("req")["type"] == KINDS[problem.code].type  # noqa: PT017
+        return problem.code, None
+
+
 @given(st.binary(max_size=60))
 @settings(max_examples=100, deadline=None)
 def test_any_bytes_are_a_message_or_a_problem(data: bytes) -> None:
     for unpack in (binary.Frame.unpack, moshi.MoshiMessage.unpack):
-        try:
-            assert unpack(data).pack() == data
-        except Problem as problem:
-            assert problem.code == "invalid_value"
+        refusal, back = refused(lambda unpack=unpack: unpack(data).pack())
+        assert refusal == "invalid_value" or back == data
 
 
 JSON = st.recursive(
@@ -101,12 +109,10 @@ JSON = st.recursive(
 )
 @settings(max_examples=100, deadline=None)
 def test_any_json_is_a_message_or_a_typed_problem(base: dict[str, Any], changes: dict[str, Any]) -> None:
-    for adapter in (stream.CLIENT, realtime.CLIENT):
-        try:
-            validated(adapter, {**base, **changes})
-        except Problem as problem:
-            assert problem.code in ("unknown_event", "invalid_value")
-            assert problem.body("req")["type"] == KINDS[problem.code].type
+    adapters: list[TypeAdapter[Any]] = [stream.CLIENT, realtime.CLIENT]
+    for adapter in adapters:
+        refusal, _ = refused(lambda adapter=adapter: validated(adapter, {**base, **changes}))
+        assert refusal in ("", "unknown_event", "invalid_value")
 
 
 def test_deep_json_is_refused() -> None:

@@ -106,7 +106,7 @@ def test_only_the_right_key_opens(closed: tuple[Running, str]) -> None:
     running, key = closed
     with running.http() as http:
         for headers in ({}, auth("qv-wrong"), {"Authorization": f"Basic {key}"}, auth("é")):
-            raw = {k: v.encode() for k, v in headers.items()}
+            raw = [(k.encode(), v.encode()) for k, v in headers.items()]
             answer = http.post(SPEECH, json=HELLO, headers=raw)
             assert answer.status_code == 401
             assert answer.json()["error"]["code"] == "invalid_api_key"
