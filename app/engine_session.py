@@ -41,6 +41,8 @@ class SpeechRequest:
             when the first audio was read.
         deadline: seconds to wait for a slot; 0 = refuse at once when none is free.
         timeout: seconds from submission to the end, whatever happens; None = the engine's own limit.
+        split: speak `sentence` by sentence, or `clause` by clause: audio starts sooner when text arrives in pieces, and
+            the speech is a little less fluent.
         request_id: made up when empty.
     """
 
@@ -56,6 +58,7 @@ class SpeechRequest:
     deadline: float = 10.0
     timeout: float | None = None
     request_id: str = ""
+    split: Literal["sentence", "clause"] = "sentence"
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ BREAK_TAG = re.compile(r"<break(?=[\s/>])([^<>]{0,80})>")
 _GAP = re.compile(rf"(?:\s|{BREAK_TAG.pattern})+")
 _PARTIAL_TAG = re.compile(r"<(?:b(?:r(?:e(?:a(?:k(?:[\s/][^<>]{0,80})?)?)?)?)?)?\Z")
 _CLAUSE = re.compile(r"[,;:—–]\s+")
+_STOP = re.compile(r"[.!?…。！？\n<\[]")
+CLAUSE_WORDS, CLAUSE_REST = 3, 12
 _BLANK_LINE = re.compile(r"\n[^\S\n]*\n")
 _OPENERS, _CLOSERS = "\"'“‘«([{<¿¡*_", "\"'”’»)]}>*_"
 _ENDS = (".", "!", "?", "…", "。", "！", "？")
@@ -62,6 +64,14 @@ class TextStream:
         self._text += chunk
         return self._take(final=False)
 
+    def clause(self) -> str | None:
+        """Takes the first clause out of the sentence that is still open, or gives None (see `split_clause`)."""
+        cut = split_clause(self._text)
+        if not cut:
+            return None
+        clause, self._text = self._text[:cut].strip(), self._text[cut:]
+        return clause
+
     def close(self) -> list[str]:
         """What is left; the stream can be used again afterwards."""
         return self._take(final=True)
@@ -78,6 +88,22 @@ class TextStream:
         if final:
             sentences.append(text[start:].strip())
         return [sentence for sentence in sentences if sentence]
+
+
+def split_clause(sentence: str) -> int:
+    """Where the first clause of a sentence ends that can be spoken by itself, or 0.
+
+    It has at least three words before its mark (, ; : or a dash), and twelve characters without the end of a sentence
+    come after, so the answer is the same for the whole sentence and for as much of it as has arrived. Text with tags or
+    phoneme overrides is left whole.
+    """
+    for match in _CLAUSE.finditer(sentence):
+        before, rest = sentence[: match.start()], sentence[match.end() : match.end() + CLAUSE_REST]
+        if any(mark in before for mark in "<["):
+            return 0
+        if len(before.split()) >= CLAUSE_WORDS and len(rest) == CLAUSE_REST and not _STOP.search(rest):
+            return match.end()
+    return 0
 
 
 def _next_end(text: str, start: int, final: bool) -> int | None:

@@ -28,6 +28,7 @@ from .decoder import BatchDecoder
 from .generate import Frame, Generation, PointerPlan, Request
 from .lm import SpeechLM, phone_features
 from .sampling import SamplingConfig
+from .sentences import split_clause
 from .text import Frontend, TextStream, Utterance, split_sentences
 from .timeline import TimedSpan, Timeline
 
@@ -90,20 +91,25 @@ class Script:
 
     Args:
         text: the whole text, or None when it comes through `push` and `close`.
+        clauses: read clause by clause. Audio starts sooner when text comes in pieces; each clause begins afresh, which
+            is a little less fluent. Where the cuts lie does not depend on how the text was cut into pieces.
     """
 
-    def __init__(self, frontend: Frontend, text: str | None = None) -> None:
-        self._frontend, self._stream = frontend, TextStream()
-        self._sentences: deque[str] = deque(split_sentences(text) if text is not None else ())
+    def __init__(self, frontend: Frontend, text: str | None = None, *, clauses: bool = False) -> None:
+        self._frontend, self._stream, self._clauses = frontend, TextStream(), clauses
+        self._sentences: deque[str] = deque()
+        self._length, self._read = 0, 0
+        self._take(split_sentences(text) if text is not None else ())
         self._utterances: deque[Utterance] = deque()
         self._closed = text is not None
         self._any, self._seen = False, (text or "")[-200:]
-        self._length, self._read = sum(map(len, self._sentences)), 0
 
     def push(self, text: str) -> None:
         """More text."""
         self._seen = (self._seen + text)[-200:]
         self._take(self._stream.push(text))
+        while self._clauses and (clause := self._stream.clause()):
+            self._take([clause])
 
     def close(self) -> None:
         """No more text."""
@@ -113,8 +119,11 @@ class Script:
 
     def _take(self, sentences: Iterable[str]) -> None:
         for sentence in sentences:
-            self._sentences.append(sentence)
             self._length += len(sentence)
+            while self._clauses and (cut := split_clause(sentence)):
+                self._sentences.append(sentence[:cut].strip())
+                sentence = sentence[cut:]
+            self._sentences.append(sentence)
 
     @property
     def waits(self) -> bool:

@@ -255,3 +255,44 @@ def test_a_decoder_slot_can_be_used_again() -> None:
     again = np.concatenate([decoder.decode({1: codes})[1], decoder.flush([1])[1]])
     assert again.shape == alone.shape
     assert np.abs(again - alone).max() <= TOLERANCE
+
+
+WORDS = ("well", "I think", "so", "the 1,250 men", "Mr.", "went home", "a", "it is", "e.g. here", "longer words follow")
+MARKS = (" ", ", ", "; ", ". ", "? ", " — ", ": ")
+texts = st.lists(st.tuples(st.sampled_from(WORDS), st.sampled_from(MARKS)), min_size=1, max_size=14).map(
+    lambda parts: "".join(word + mark for word, mark in parts)
+)
+
+
+def read_out(script: Script) -> list[str]:
+    said = []
+    while (utterance := script.next()) is not None:
+        said.append(utterance.text)
+    return said
+
+
+@few
+@given(text=texts, sizes=st.lists(st.integers(1, 9), min_size=1, max_size=6))
+def test_clauses_do_not_depend_on_how_the_text_arrived(text: str, sizes: list[int]) -> None:
+    whole = read_out(Script(SYNTHESIZER.frontend, text, clauses=True))
+    script, said, at = Script(SYNTHESIZER.frontend, clauses=True), [], 0
+    for i in range(len(text)):
+        size = sizes[i % len(sizes)]
+        script.push(text[at : at + size])
+        at += size
+        said += read_out(script)
+    script.close()
+    assert said + read_out(script) == whole
+    assert " ".join(whole).split() == " ".join(read_out(Script(SYNTHESIZER.frontend, text))).split()
+
+
+def test_a_clause_is_spoken_before_its_sentence_has_ended() -> None:
+    script = Script(SYNTHESIZER.frontend, clauses=True)
+    script.push("When the sun went down, the birch")
+    assert script.waits
+    script.push(" canoe slid")
+    first = script.next()
+    assert first is not None
+    assert first.text == "When the sun went down,"
+    assert script.next() is None
+    assert script.waits
