@@ -191,7 +191,7 @@ def test_speech_ends_within_its_bounds_whatever_the_model_says(
 ) -> None:
     lm = LMS[system]
     text = [(i * 7 + seed) % min(PHONE_VOCAB, 60) for i in range(length)]
-    level = lm.head.levels[0]
+    level = lm.head.levels[0]  # type: ignore[index]
     final = level[-1] if isinstance(level, torch.nn.Sequential) else level
     request = TokenRequest(text, sampling=HOT, seed=seed, least=least, most=least + more, schedule=((1, 3),))
     with torch.no_grad():
