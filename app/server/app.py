@@ -13,6 +13,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Match
 
 from ..engine import Engine
 from . import http, logs, moshi, realtime, websocket
@@ -52,6 +54,14 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_middleware(_LateGate, app)
+    if settings.origins:  # outermost: a browser's preflight carries no key
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "x-sample-rate", "x-channels", "x-ignored", "retry-after"],
+        )
     return app
 
 
@@ -121,6 +131,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
     problem = Problem(code, f"{request.method} is not answered here" if code == "method_not_allowed" else error.detail)
     answer = _answer(request, problem)
     answer.headers.update(error.headers or {})
+    if code == "method_not_allowed":  # of all routes with this path; the error knows only the first one's
+        matching = [r for r in request.app.routes if r.matches(request.scope)[0] != Match.NONE]
+        answer.headers["allow"] = ", ".join(sorted({m for r in matching for m in getattr(r, "methods", None) or ()}))
     return answer
 
 

@@ -56,10 +56,10 @@ class Gate:
     def _admit(self, scope: Scope, identity: str) -> None:
         """Origin, key and room; sets `scope["quaver"]`."""
         scope["quaver"] = Context(identity, None)
-        if self.connections > self.limits.connections:
-            raise Problem("overloaded", "too many connections", retry_after=1)
         if scope["path"].startswith(OPEN_PATHS):
             return
+        if self.connections > self.limits.connections:
+            raise Problem("overloaded", "too many connections", retry_after=1)
         self.access.check_origin(Headers(scope=scope))
         scope["quaver"] = Context(identity, self.access.authenticate(scope))
 

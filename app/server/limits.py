@@ -40,7 +40,7 @@ class Limits(BaseModel):
 
     # -- counts
     connections: int = Field(default=256, ge=1)  # of all clients
-    sessions_per_key: int = Field(default=16, ge=1)  # at the same time
+    sessions_per_key: int = Field(default=32, ge=1)  # at the same time
     requests_per_minute: int = Field(default=600, ge=1)  # of one key (of one address, where there are no keys)
     refused_per_minute: int = Field(default=30, ge=1)  # wrong keys from one address
     outcomes: int = Field(default=1024, ge=1)  # that are remembered for GET /v1/audio/speech/{id}

@@ -114,7 +114,8 @@ def serving(
     try:
         assert wait_for(lambda: server.started or not thread.is_alive())
         assert server.started
-        yield Running(f"http://127.0.0.1:{listener.getsockname()[1]}", app, server)
+        scheme = "https" if chosen.tls_certificate else "http"
+        yield Running(f"{scheme}://127.0.0.1:{listener.getsockname()[1]}", app, server)
     finally:
         server.should_exit = True
         thread.join(20)

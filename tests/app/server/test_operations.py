@@ -169,6 +169,16 @@ def failing(*arguments: Any, **options: Any) -> Any:
     raise RuntimeError("a defect with a /secret/path")
 
 
+def test_readiness_follows_the_engine(synthesizer: Synthesizer, tmp_path: Path) -> None:
+    with serving(synthesizer, tmp_path, slots=1) as running, running.http() as http:
+        assert http.get("/readyz").status_code == 200
+        running.engine.stop()
+        assert http.get("/readyz").json() == {"status": "engine not ready"}
+        assert http.get("/healthz").status_code == 200
+        refused = http.post(SPEECH, json={"input": TEXT})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+
+
 # -- clients ----------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def hasty(synthesizer: Synthesizer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:

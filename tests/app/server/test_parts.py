@@ -152,14 +152,27 @@ def test_fuzz_never_breaks_moshis_socket(echo: tuple[Running, EchoBackend], mess
 
 
 # -- HTTP by its schema -----------------------------------------------------------------------------------------------
-def test_schemathesis_finds_no_answer_outside_the_schema(synthesizer: Synthesizer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("phases", ["fuzzing", pytest.param("coverage,fuzzing", marks=pytest.mark.long)])
+def test_schemathesis_finds_no_answer_outside_the_schema(synthesizer: Synthesizer, tmp_path: Path, phases: str) -> None:
     """A real schemathesis run over HTTP: no 500, nothing undeclared, every body as the schema says."""
     limits = {"requests_per_minute": 1_000_000, "text_characters": 60, "ticket_seconds": 1}
     with serving(synthesizer, tmp_path, limits=limits, slots=2, waiting=64) as running:
         command = [
             *(sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()"),
-            *("run", f"{running.url}/openapi.json", "--max-examples", "8", "--phases", "fuzzing", "--seed", "1"),
-            *("--checks", "not_a_server_error,status_code_conformance,content_type_conformance"),
+            *(
+                "run",
+                f"{running.url}/openapi.json",
+                "--max-examples",
+                "4",
+                "--phases",
+                "coverage,fuzzing",
+                "--seed",
+                "1",
+            ),
+            *(
+                "--checks",
+                "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance",
+            ),
             *("--exclude-path", "/v1/audio/voices", "--suppress-health-check", "all", "--no-color"),
         ]
         result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False)

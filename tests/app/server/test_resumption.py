@@ -60,7 +60,7 @@ class JournalMachine(RuleBasedStateMachine):
             self.journal.rewind(last)
         except Problem as problem:  # only because too much was lost to be kept
             assert problem.code == "conflict"  # noqa: PT017
-            assert sum(len(self.written[s][0]) for s in self.lost) > self.journal.limit  # noqa: PT017
+            assert sum(len(self.written[s][0]) for s in self.lost) > self.journal.limit
             self.heard.append(max(self.lost))
             self.lost = []
             return

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
+import ssl
 import stat
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -181,6 +185,33 @@ def test_origins(closed: tuple[Running, str]) -> None:
         running.ws(additional_headers=auth(key), origin="https://evil.example").close()  # type: ignore[arg-type]
     assert refused.value.response.status_code == 403
     running.ws(additional_headers=auth(key), origin="https://app.example").close()  # type: ignore[arg-type]
+
+
+def test_allowed_origins_pass_a_browsers_preflight(closed: tuple[Running, str]) -> None:
+    running, _ = closed
+    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    with running.http() as http:
+        good = http.options(SPEECH, headers={**asks, "Origin": "https://app.example"})
+        assert good.headers["access-control-allow-origin"] == "https://app.example"
+        bad = http.options(SPEECH, headers={**asks, "Origin": "https://evil.example"})
+        assert "access-control-allow-origin" not in bad.headers
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_tls(synthesizer: Synthesizer, tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    subject = ["-subj", "/CN=localhost", "-days", "1", "-keyout", str(key), "-out", str(certificate)]
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *subject]
+    subprocess.run(make, check=True, capture_output=True)
+    with serving(synthesizer, tmp_path, tls_certificate=certificate, tls_key=key) as running:
+        assert running.url.startswith("https")
+        with (
+            running.http(verify=ssl.create_default_context(cafile=str(certificate))) as http,
+            pytest.raises(httpx.ConnectError),
+        ):
+            http.get("/healthz")  # the name in the certificate is another one
+        with running.http(verify=False) as http:
+            assert http.post(SPEECH, json=HELLO).status_code == 200
 
 
 def test_an_open_server_answers_to_no_foreign_name(synthesizer: Synthesizer, tmp_path: Path) -> None:
