@@ -484,3 +484,14 @@ def test_soak_memory_descriptors_and_threads_stay_flat(synthesizer: Synthesizer)
     assert slopes[0] < 2.0, figures  # MiB per 1,500 sessions
     assert slopes[1] < 0.5, figures
     assert slopes[2] < 0.5, figures
+
+
+def test_the_bundled_voice_speaks_in_company_as_alone() -> None:
+    synthesizer = Synthesizer.load()
+    with running(synthesizer, slots=3) as engine:
+        sessions = [engine.submit(SpeechRequest("Good morning.", seed=seed)) for seed in range(3)]
+        for seed, session in enumerate(sessions):
+            events, alone = read(session), synthesizer.say("Good morning.", seed=seed)
+            assert sound(events).shape == alone.samples.shape
+            assert np.abs(sound(events) - alone.samples).max() <= TOLERANCE
+            assert [w for e in events if isinstance(e, Audio) for w in e.words] == alone.words

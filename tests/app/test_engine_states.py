@@ -125,7 +125,7 @@ class EngineMachine(RuleBasedStateMachine):
         assert client.session not in self.worker.sessions()
 
     # -- the engine ---------------------------------------------------------------------------------------------------
-    @rule(count=st.integers(1, 25))
+    @rule(count=st.integers(5, 40))
     def turn(self, count: int) -> None:
         for _ in range(count):
             self.worker.turn()
@@ -137,7 +137,7 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(where=st.sampled_from([("lm", "run"), ("lm", "readout"), ("codec", "decode"), ("lm", "enter")]))
     def a_step_fails_once(self, where: tuple[str, str]) -> None:
         fault = Fault(getattr(SYNTHESIZER, where[0]), where[1], {1}, raiser(RuntimeError("once")))
-        for _ in range(3):
+        for _ in range(12):
             self.worker.turn()
         fault.remove()
 
@@ -184,12 +184,19 @@ class EngineMachine(RuleBasedStateMachine):
             return
         for client in self.clients:
             if client.session.request.text is None:
+                if client.pushed < len(client.text) and client.session.outcome is None:
+                    client.session.push_text(client.text[client.pushed :])
                 client.session.finish_text()
-        for _ in range(60):
-            self.now += 0.5
+        for _ in range(150):
             for client in self.clients:
                 client.read()
             self.worker.turn()
+            if not self.worker.sessions():
+                break
+        for client in self.clients:
+            for _ in range(30):
+                client.read()
+            client.check()
         self.engine.stop()
         self.worker.turn()
         stats = self.engine.stats()
