@@ -14,10 +14,24 @@ from typing import NamedTuple
 
 from ..errors import BadInput
 
-__all__ = ["FILL", "NONE", "PAD", "SPEECH", "START", "TASK", "TEXT", "VOICE", "Item", "Layout", "Sequence", "sequence"]
+__all__ = [
+    "FILL",
+    "NONE",
+    "NOTHING",
+    "PAD",
+    "SPEECH",
+    "START",
+    "TASK",
+    "TEXT",
+    "VOICE",
+    "Item",
+    "Layout",
+    "Sequence",
+    "sequence",
+]
 
-PAD, START, TASK, VOICE, TEXT, SPEECH = range(6)
-"""Kinds of positions."""
+PAD, START, TASK, VOICE, TEXT, SPEECH, NOTHING = range(7)
+"""Kinds of positions; `NOTHING` stands where guidance hides a text or a voice."""
 NONE, FILL = -1, -2
 """Targets that are no step: nothing is predicted; the model is due to ask for text."""
 

@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,7 +19,9 @@ from torch import Tensor, nn
 from ..nn.transformer import Transformer, TransformerConfig
 from .sampling import SamplingConfig, draw, filtered_probabilities, repetition_aware
 
-__all__ = ["STOPS", "Cascade", "DepthHead", "MultiTokenHead", "ParallelHead", "TokenHead"]
+__all__ = ["STOPS", "Mix", "Cascade", "DepthHead", "MultiTokenHead", "ParallelHead", "TokenHead"]
+
+Mix = Callable[[Tensor], Tensor]
 
 STOPS = 2
 """Ids after the codes of level 0: `vocab` ends the speech, `vocab + 1` asks for text (the fill token)."""
@@ -90,6 +94,7 @@ class TokenHead(nn.Module):
         recent: Tensor | None = None,
         empty: Tensor | None = None,
         banned: Tensor | None = None,
+        mix: Mix | None = None,
     ) -> Tensor:
         """Draws a step's codes `[slot, K]`.
 
@@ -98,6 +103,8 @@ class TokenHead(nn.Module):
             recent: LongTensor `[slot, K, window]`, for repetition-aware sampling.
             empty: BoolTensor `[slot, K]`, places that hold no code at this step (delay pattern).
             banned: BoolTensor `[slot, size(0)]`, ids of level 0 that must not be drawn, in no branch.
+            mix: guidance: `hidden` holds several rows a slot (`[branch * slot, width]`), and this makes one row of
+                logits of theirs.
         """
         raise NotImplementedError
 
@@ -122,12 +129,12 @@ class ParallelHead(TokenHead):
         recent: Tensor | None = None,
         empty: Tensor | None = None,
         banned: Tensor | None = None,
+        mix: Mix | None = None,
     ) -> Tensor:
-        context = self.norm(hidden)
-        codes = [
-            self.draw_level(k, level(context), uniform, config, recent, empty, banned)
-            for k, level in enumerate(self.levels)
-        ]
+        context, codes = self.norm(hidden), []
+        for k, level in enumerate(self.levels):
+            logits = level(context) if mix is None else mix(level(context))
+            codes.append(self.draw_level(k, logits, uniform, config, recent, empty, banned))
         return torch.stack(codes, 1)
 
 
@@ -178,13 +185,15 @@ class DepthHead(TokenHead):
         recent: Tensor | None = None,
         empty: Tensor | None = None,
         banned: Tensor | None = None,
+        mix: Mix | None = None,
     ) -> Tensor:
         state = self.transformer.init_state(len(hidden))
         x, codes = self.start(self.norm(hidden)) + self.place[0], []
         for k, level in enumerate(self.levels):
             if k:
-                x = self._input(k, codes[-1])
+                x = self._input(k, codes[-1].repeat(len(hidden) // len(codes[-1])))
             logits = level(self.transformer(x[:, None], state)[:, 0])
+            logits = logits if mix is None else mix(logits)
             codes.append(self.draw_level(k, logits, uniform, config, recent, empty, banned))
         return torch.stack(codes, 1)
 

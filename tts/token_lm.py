@@ -23,7 +23,7 @@ from ..nn.state import State, StreamingModule
 from ..nn.transformer import TransformerConfig
 from .backbones import HFBackbone, HFConfig, make_backbone
 from .cross import CrossConfig, CrossOutput, CrossStack
-from .layouts import SPEECH, TEXT, VOICE
+from .layouts import NOTHING, SPEECH, TEXT, VOICE
 from .patterns import make_pattern
 from .phones import PHONE_IDS, PHONES
 from .token_heads import STOPS, DepthHead, MultiTokenHead, ParallelHead, TokenHead
@@ -139,7 +139,7 @@ class TokenLM(StreamingModule):
         self.width = width
         self.text_vocab: int = self.backbone.vocab if config.text == "bpe" else PHONE_VOCAB  # type: ignore[union-attr]
         self.reader = _TextReader(config, width, self._bpe_table)
-        self.marks = nn.Embedding(4, width)  # pad, start, task; one spare
+        self.marks = nn.Embedding(4, width)  # pad, start, task, nothing
         self.voice = nn.Embedding(max(1, len(config.voices)), width)
         self.head = _make_head(config, width)
         self.pattern = make_pattern(config.pattern, config.codebooks, self.head.empty)
@@ -187,7 +187,7 @@ class TokenLM(StreamingModule):
         """
         speech = self.head.embed(codes) * self.input_scale
         voice = self.voice(torch.where(kind == VOICE, value, 0))
-        x = self.marks(kind.clamp(max=2))
+        x = self.marks(torch.where(kind == NOTHING, 3, kind.clamp(max=2)))
         x = torch.where((kind == VOICE)[..., None], voice, x)
         x = torch.where((kind == TEXT)[..., None], text, x)
         return torch.where((kind == SPEECH)[..., None], speech, x)
@@ -201,10 +201,21 @@ class TokenLM(StreamingModule):
         return self.attend(kind, value, ids, lengths, codes)[0]
 
     def attend(
-        self, kind: Tensor, value: Tensor, ids: Tensor, lengths: Tensor, codes: Tensor, prior: Tensor | None = None
+        self,
+        kind: Tensor,
+        value: Tensor,
+        ids: Tensor,
+        lengths: Tensor,
+        codes: Tensor,
+        prior: Tensor | None = None,
+        dropped: Tensor | None = None,
     ) -> CrossOutput:
-        """`(hidden, log_attention, place)`; the last two are None but for the cross layout."""
+        """`(hidden, log_attention, place)`; the last two are None but for the cross layout. `dropped` (BoolTensor
+        [batch]): items trained without text and voice, for guidance."""
         rows = self.read(ids, lengths)
+        if dropped is not None:
+            kind = torch.where(dropped[:, None], hidden_kinds(kind), kind)
+            rows = torch.where(dropped[:, None, None], self.marks.weight[3], rows)
         index = torch.where(kind == TEXT, value, 0).clamp(max=rows.shape[1] - 1)
         text = rows.gather(1, index[..., None].expand(-1, -1, rows.shape[2]))
         x = self.inputs(kind, value, text, codes)
@@ -216,8 +227,8 @@ class TokenLM(StreamingModule):
     def enter(self, plan: TokenPlan, state: State, slot: int) -> None:
         """A request joins; its text is read when it is first needed."""
 
-    def run(self, chunks: Mapping[int, TokenChunk], state: State) -> Tensor:
-        """Chunks of one length, by slot -> hidden states `[slot, length, width]`."""
+    def run(self, chunks: Mapping[int, TokenChunk], state: State, blind: bool = False) -> Tensor:
+        """Chunks of one length, by slot -> hidden states `[slot, length, width]`; `blind`: text and voice hidden."""
         length = next(iter(chunks.values())).length
         device, slots = self.input_scale.device, state.batch
         kind = torch.zeros(slots, length, dtype=torch.long)
@@ -226,30 +237,31 @@ class TokenLM(StreamingModule):
         text = torch.zeros(slots, length, self.width, device=device, dtype=self.input_scale.dtype)
         child = state.child("backbone")
         for slot, chunk in chunks.items():
-            self._read_new_text(chunk.plan, child, slot)
+            self._read_new_text(chunk.plan, child, slot, blind)
             for i, item in enumerate(chunk.items):
                 kind[slot, i], value[slot, i] = item
                 if item.kind == TEXT:
                     text[slot, i] = chunk.plan.encoded[item.value]
                 elif item.kind == SPEECH:
                     codes[slot, :, i] = chunk.plan.history[item.value]
+        kind = hidden_kinds(kind) if blind else kind
         x = self.inputs(kind.to(device), value.to(device), text, codes.to(device))
         if not isinstance(self.backbone, CrossStack):
             return self.backbone(x, child)
         hidden, _, place = self.backbone(x, state=child)
-        for slot, chunk in chunks.items():
+        for slot, chunk in () if blind else chunks.items():
             chunk.plan.place = float(place[slot, -1])
         return hidden
 
-    def _read_new_text(self, plan: TokenPlan, state: State, slot: int) -> None:
-        if plan.read == len(plan.ids):
-            return
-        device = self.input_scale.device
-        ids = torch.tensor([plan.ids], device=device)
-        plan.encoded = self.read(ids, torch.tensor([len(plan.ids)], device=device))[0]
-        plan.read = len(plan.ids)
-        if isinstance(self.backbone, CrossStack):
-            self.backbone.remember(plan.encoded, state, slot)
+    def _read_new_text(self, plan: TokenPlan, state: State, slot: int, blind: bool) -> None:
+        if plan.read != len(plan.ids):
+            device = self.input_scale.device
+            ids = torch.tensor([plan.ids], device=device)
+            plan.encoded = self.read(ids, torch.tensor([len(plan.ids)], device=device))[0]
+            plan.read = len(plan.ids)
+        if isinstance(self.backbone, CrossStack) and int(state["count"][slot]) != len(plan.ids):
+            memory = self.marks.weight[3].expand_as(plan.encoded) if blind else plan.encoded
+            self.backbone.remember(memory, state, slot)
 
     def readout(self, hidden: Tensor) -> list[list[float]]:
         return []
@@ -266,6 +278,11 @@ class TokenLM(StreamingModule):
         steps = F.pad(steps, (0, int(self.pattern.extra == 0)), value=self.head.empty)
         steps[0, codes.shape[1]] = self.head.eos
         return steps
+
+
+def hidden_kinds(kind: Tensor) -> Tensor:
+    """Kinds of positions with text and voice hidden."""
+    return torch.where((kind == TEXT) | (kind == VOICE), NOTHING, kind)
 
 
 def _make_head(config: TokenLMConfig, width: int) -> TokenHead:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import BadInput
 from .generate import Frame
+from .guidance import GuidedLM
 from .layouts import SPEECH, Item, Layout
 from .sampling import SamplingConfig
 from .token_heads import MultiTokenHead
@@ -45,6 +46,7 @@ class TokenRequest:
         text: ids. final: no more will come (else `TokenPlan.push_text`, `finish_text`).
         voice: speaker id (of a model with voices). prompt: LongTensor `[K, frame]`, speech that `text` begins with.
         least, most: frames; None: from the model's `shortest` and `longest` per text id.
+        guidance: classifier-free guidance, of a `GuidedLM` only: 1 = none; more follows the text more.
         schedule: of a multi-token head: (steps by the main model, then by the cascade), the last pair repeated.
         seed: of the request's own generator.
     """
@@ -57,11 +59,16 @@ class TokenRequest:
     most: int | None = None
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     schedule: tuple[tuple[int, int], ...] = ((1, 0),)
+    guidance: float = 1.0
     seed: int = 0
 
-    def plan(self, lm: TokenLM) -> TokenPlan:
+    def plan(self, lm: TokenLM | GuidedLM) -> TokenPlan:
         """Raises BadInput for what would break a step."""
-        return TokenPlan(self, lm)
+        if not 0 <= self.guidance <= 10:
+            raise BadInput(f"guidance must lie between 0 and 10, not {self.guidance}")
+        if self.guidance != 1 and not isinstance(lm, GuidedLM):
+            raise BadInput("guidance needs tts.guidance.GuidedLM around the model")
+        return TokenPlan(self, lm.lm if isinstance(lm, GuidedLM) else lm)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -44,10 +46,13 @@ def taught(lm: SpeechLM, request: Request, steps: Tensor, pointers: list[int]) -
     return lm.hidden(lm.shift(steps), encoded, pointer, progress, voice, rate)
 
 
-@pytest.mark.parametrize("chain", [True, False])
+DEPTH = {"head": "depth", "depth": {"width": 8, "layers": 1, "heads": 2, "hidden": 8}}
+
+
+@pytest.mark.parametrize("head", [{"chain": True}, {"chain": False}, DEPTH], ids=["chain", "parallel", "depth"])
 @pytest.mark.parametrize("pattern", ["parallel", "delay", "delay:0,2,1"])
-def test_teacher_forced_equals_step_by_step(pattern: str, chain: bool) -> None:
-    lm = tiny_lm(pattern=pattern, chain=chain)
+def test_teacher_forced_equals_step_by_step(pattern: str, head: dict[str, Any]) -> None:
+    lm = tiny_lm(pattern=pattern, **head)
     request = Request(phone_features(PHONES, {0, 4}), voice=1, seed=3, sampling=SamplingConfig(temperature=1.5))
     with torch.no_grad():
         steps, pointers, hidden = generated(lm, request)

@@ -15,6 +15,7 @@ from quaver.errors import BadInput, ConfigError, MissingFile
 from quaver.tts.backbones import HFBackbone, HFConfig, hf_config, load_hf_weights
 from quaver.tts.cross import beta_binomial_log_prior
 from quaver.tts.generate import Generation
+from quaver.tts.guidance import GuidedLM
 from quaver.tts.layouts import FILL, SPEECH, TASK, sequence
 from quaver.tts.layouts import TEXT as TEXT_KIND
 from quaver.tts.sampling import SamplingConfig
@@ -429,6 +430,36 @@ def test_the_published_size_can_be_built() -> None:
     count = sum(p.numel() for p in lm.parameters())
     assert 480e6 < count < 520e6
     assert lm.head.size(0) == 6563
+
+
+# -- guidance ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("system", ["cosyvoice", "qwen", "koel", "qtts-depth", "vita"])
+def test_guidance_one_is_the_unguided_path_zero_ignores_the_text_and_any_runs(system: str) -> None:
+    """chatterbox: a CFG scale of 0 or 1 broke."""
+    lm = LMS[system]
+    guided = GuidedLM(lm)
+
+    def codes(model: TokenLM | GuidedLM, text: tuple[int, ...], guidance: float) -> list[list[int]]:
+        generation, frames = Generation(model, 2), []
+        request = TokenRequest(text, sampling=HOT, seed=1, guidance=guidance, least=9, most=10)
+        plan = generation.join(0, request)
+        if isinstance(model, GuidedLM):  # a neighbour with another scale
+            generation.join(1, TokenRequest(TEXT[:3], guidance=3.0, least=6, most=6))
+        while not plan.done:
+            frames += [f.codes.tolist() for s, f in generation.tick().items() if s == 0]
+        return frames
+
+    plain = codes(lm, TEXT, 1.0)
+    assert codes(guided, TEXT, 1.0) == plain
+    other = (8, 1, 4, 12, 3, 22, 6)
+    assert codes(guided, TEXT, 0.0) == codes(guided, other, 0.0)
+    assert codes(lm, other, 1.0) != plain
+    assert codes(guided, TEXT, 4.0) != plain
+    for wrong in (TokenRequest(TEXT, guidance=-1.0), TokenRequest(TEXT, guidance=float("nan"))):
+        with pytest.raises(BadInput):
+            wrong.plan(guided)
+    with pytest.raises(BadInput, match="GuidedLM"):
+        TokenRequest(TEXT, guidance=2.0).plan(lm)
 
 
 # -- cross-attention --------------------------------------------------------------------------------------------------

@@ -97,12 +97,13 @@ def test_a_folder_is_loaded_with_what_stands_beside_it(tmp_path: Path) -> None:
 
 def test_what_cannot_be_spoken_is_refused_before_the_first_chunk() -> None:
     voice = cosyvoice()
-    for text, settings in (
+    wrong: list[tuple[str, dict[str, Any]]] = [
         ("Hi.", {"voice": "nobody"}),
         ("Hi.", {"temperature": -1}),
         ("", {}),
         ("Hi.", {"prompt": Prompt(torch.zeros(1, 2, dtype=torch.long), randn(8, 4))}),
-    ):
+    ]
+    for text, settings in wrong:
         with pytest.raises(BadInput):
             voice.stream(text, **settings)
     with pytest.raises(BadInput):

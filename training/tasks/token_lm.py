@@ -34,6 +34,7 @@ class Options(BaseModel):
     replace, blank: share of past steps whose codes are drawn at random, and that are blanked.
     weights: of the levels in the loss (the last one repeats). share: of the steps whose loss is computed.
     speakers: the model is told who speaks.
+    drop: share of utterances trained without text and voice, for guidance.
     mixed: interleave: share of utterances trained as prefix.
     drafts: multi-token head: weight of the cascade's loss.
     prior_until, prior: cross layout: step at which the beta-binomial prior has faded out (from half of it on), and its
@@ -48,6 +49,7 @@ class Options(BaseModel):
     weights: tuple[float, ...] = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
     share: float = 1.0
     speakers: bool = True
+    drop: float = 0.0
     mixed: float = 0.5
     drafts: float = 0.5
     prior_until: int = 0
@@ -182,7 +184,9 @@ class _Network(nn.Module):
     def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         model, head, o = self.model, self.model.head, self.options
         codes = self._corrupt(batch["codes"], batch["kind"])
-        out = model.attend(batch["kind"], batch["value"], batch["ids"], batch["lengths"], codes, batch.get("prior"))
+        dropped = torch.rand(len(codes), device=codes.device) < o.drop if o.drop else None
+        inputs = (batch["kind"], batch["value"], batch["ids"], batch["lengths"], codes)
+        out = model.attend(*inputs, batch.get("prior"), dropped)
         hidden, target = out[0], batch["target"]
         chosen = target != -1
         if o.share < 1:
