@@ -201,7 +201,7 @@ def test_allowed_origins_pass_a_browsers_preflight(closed: tuple[Running, str]) 
 def test_tls(synthesizer: Synthesizer, tmp_path: Path) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
     subject = ["-subj", "/CN=localhost", "-days", "1", "-keyout", str(key), "-out", str(certificate)]
-    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *subject]
+    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", *subject]
     subprocess.run(make, check=True, capture_output=True)
     with serving(synthesizer, tmp_path, tls_certificate=certificate, tls_key=key) as running:
         assert running.url.startswith("https")
