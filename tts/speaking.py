@@ -34,7 +34,7 @@ from .timeline import TimedSpan, Timeline
 
 __all__ = ["CHUNKS", "AudioChunk", "Script", "SpeechBatch", "SpeechSettings"]
 
-CHUNKS = (2, 4, 8)
+CHUNKS = (2, 4, 8, 16)
 """Frames per decoded chunk: small at first so that audio starts early, then larger, which costs less per frame."""
 
 R = TypeVar("R")

@@ -17,6 +17,7 @@ import pytest
 from quaver.app.engine import Audio, Engine, Observer, Outcome, Session, Started
 from quaver.app.engine import SpeechRequest as PlainRequest
 from quaver.errors import BadInput, Draining, EngineError, Overloaded
+from quaver.tts.speaking import CHUNKS
 from quaver.tts.synthesizer import Synthesizer
 
 from ..laws import TOLERANCE
@@ -68,7 +69,7 @@ def test_many_at_once_say_what_each_would_say_alone(engine: Engine, synthesizer:
 
 
 def test_one_slot_with_the_streams_chunks_is_the_stream_to_the_bit(synthesizer: Synthesizer) -> None:
-    with running(synthesizer, slots=1, chunks=(2, 4, 8)) as engine:
+    with running(synthesizer, slots=1, chunks=CHUNKS) as engine:
         events = read(engine.submit(SpeechRequest(TEXT, seed=4)))
     assert np.array_equal(sound(events), synthesizer.say(TEXT, seed=4).samples)
 
