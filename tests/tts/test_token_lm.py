@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from quaver.errors import BadInput, ConfigError, MissingFile
-from quaver.tts.backbones import HFBackbone, HFConfig, hf_config, load_hf_weights
+from quaver.errors import BadInput, ConfigError
 from quaver.tts.cross import beta_binomial_log_prior
 from quaver.tts.generate import Generation
 from quaver.tts.guidance import GuidedLM
@@ -23,7 +21,7 @@ from quaver.tts.token_lm import PHONE_VOCAB, TokenLM, TokenLMConfig, phone_text
 from quaver.tts.token_plan import TokenPlan, TokenRequest, parse_schedule
 
 from ..laws import TOLERANCE, few, many
-from .tokens import QWEN, SYSTEMS, TEXT, speak, taught, token_lm
+from .tokens import SYSTEMS, TEXT, speak, taught, token_lm
 
 LMS = {name: token_lm(name) for name in SYSTEMS}
 HOT = SamplingConfig(temperature=1.5, top_k=0)
@@ -384,54 +382,6 @@ def test_a_schedule_saves_forwards_and_the_first_forward_speaks() -> None:
     assert [0 in generation.tick() for _ in range(3)] == [True] * 3  # three frames of one forward
 
 
-# -- a transformers backbone ------------------------------------------------------------------------------------------
-def test_a_checkpoint_of_transformers_is_the_backbone(tmp_path: Path) -> None:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    arch = {k: v for k, v in QWEN.items() if k != "model_type"}
-    torch.manual_seed(1)
-    original = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen2", **arch))
-    original.save_pretrained(tmp_path / "tiny")
-    config = hf_config(f"hf:{tmp_path / 'tiny'}", context=200)
-    lm = token_lm("qwen", backbone=config.model_dump())
-    assert isinstance(lm.backbone, HFBackbone)
-    load_hf_weights(lm.backbone, str(tmp_path / "tiny"))
-    ids = torch.tensor([[1, 2, 3, 4]])
-    with torch.no_grad():
-        expected = original.model(ids).last_hidden_state
-        got = lm.backbone(lm.backbone.text_table(ids))
-    assert torch.allclose(got, expected, atol=1e-5)
-    again = TokenLM(TokenLMConfig.model_validate_json(lm.config.model_dump_json()))  # no checkpoint needed any more
-    again.load_state_dict(lm.state_dict())
-    frames, _ = speak(lm, TokenRequest(TEXT, sampling=HOT, least=9))
-    same, _ = speak(again.eval(), TokenRequest(TEXT, sampling=HOT, least=9))
-    assert [f.codes.tolist() for f in same] == [f.codes.tolist() for f in frames]
-
-
-def test_a_missing_or_broken_checkpoint_is_said_so(tmp_path: Path) -> None:
-    with pytest.raises(MissingFile):
-        hf_config(str(tmp_path / "nowhere"))
-    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
-    with pytest.raises(MissingFile):
-        load_hf_weights(LMS["qwen"].backbone, str(tmp_path))  # type: ignore[arg-type]
-    with pytest.raises(ConfigError):
-        token_lm("qwen", backbone=HFConfig(arch={"model_type": "no-such-model"}).model_dump())
-
-
-def test_the_published_size_can_be_built() -> None:
-    """CosyVoice 2's language model: Qwen2.5-0.5B, on the meta device."""
-    arch = QWEN | {
-        "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
-        "num_attention_heads": 14, "num_key_value_heads": 2,
-    }  # fmt: skip
-    config = TokenLMConfig(layout="interleave", text="bpe", backbone=HFConfig(arch=arch))
-    with torch.device("meta"):
-        lm = TokenLM(config)
-    count = sum(p.numel() for p in lm.parameters())
-    assert 480e6 < count < 520e6
-    assert lm.head.size(0) == 6563
-
-
 # -- guidance ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("system", ["cosyvoice", "qwen", "koel", "qtts-depth", "vita"])
 def test_guidance_one_is_the_unguided_path_zero_ignores_the_text_and_any_runs(system: str) -> None:
@@ -441,7 +391,7 @@ def test_guidance_one_is_the_unguided_path_zero_ignores_the_text_and_any_runs(sy
 
     def codes(model: TokenLM | GuidedLM, text: tuple[int, ...], guidance: float) -> list[list[int]]:
         generation, frames = Generation(model, 2), []
-        request = TokenRequest(text, sampling=HOT, seed=1, guidance=guidance, least=9, most=10)
+        request = TokenRequest(text, sampling=HOT, seed=1, guidance=guidance, least=12, most=13)
         plan = generation.join(0, request)
         if isinstance(model, GuidedLM):  # a neighbour with another scale
             generation.join(1, TokenRequest(TEXT[:3], guidance=3.0, least=6, most=6))
@@ -454,7 +404,7 @@ def test_guidance_one_is_the_unguided_path_zero_ignores_the_text_and_any_runs(sy
     other = (8, 1, 4, 12, 3, 22, 6)
     assert codes(guided, TEXT, 0.0) == codes(guided, other, 0.0)
     assert codes(lm, other, 1.0) != plain
-    assert codes(guided, TEXT, 4.0) != plain
+    assert codes(guided, TEXT, 10.0) != plain
     for wrong in (TokenRequest(TEXT, guidance=-1.0), TokenRequest(TEXT, guidance=float("nan"))):
         with pytest.raises(BadInput):
             wrong.plan(guided)
