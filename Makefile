@@ -29,9 +29,9 @@ $(CORE): pyproject.toml constraints.txt | $(PY)
 	mkdir -p $(VENV)/src && ln -sfn ../.. $(VENV)/src/quaver
 	@touch $@
 
-# Dev: core plus what the tests, the training and the judges need.
+# Dev: core plus what the tests, the training, the judges and the server need.
 $(DEV): $(CORE)
-	$(PIP) -e ".[test,train,eval]"
+	$(PIP) -e ".[test,train,eval,serve]"
 	@touch $@
 
 core: $(CORE)
