@@ -159,5 +159,7 @@ def run(settings: ServerSettings) -> None:
 
 
 def _name(model: str) -> str:
-    """The name that requests use: a folder's last part."""
-    return model.rstrip("/").rsplit("/", 1)[-1] if model != "default" else "default"
+    """The name that requests use, besides "default": a folder's last part."""
+    from ...tts.synthesizer import DEFAULT_VOICE_MODEL
+
+    return DEFAULT_VOICE_MODEL if model == "default" else model.rstrip("/").rsplit("/", 1)[-1]
