@@ -1,1 +1,1 @@
-"""Frames <-> frames. Empty for now: the full-duplex model (Moshi's streams), its session, and turn-taking metrics."""
+"""Frames <-> frames: the full-duplex model (Moshi's streams), its session on slots, and published weights."""

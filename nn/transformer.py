@@ -26,6 +26,7 @@ class TransformerConfig(BaseModel):
             `slack` positions back.
         condition: width of the per-token adaLN condition, or None for none.
         causal: False lets every position see every other (and the module cannot stream).
+        qk_norm: normalise queries and keys; off for published models that do not (Moshi). eps: of all RMSNorms.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,6 +41,8 @@ class TransformerConfig(BaseModel):
     condition: int | None = None
     causal: bool = True
     dropout: float = 0.0
+    qk_norm: bool = True
+    eps: float = 1e-6
 
     @model_validator(mode="after")
     def _check(self) -> TransformerConfig:
@@ -70,9 +73,9 @@ def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
-def _norm(x: Tensor, weight: Tensor) -> Tensor:
+def _norm(x: Tensor, norm: nn.RMSNorm) -> Tensor:
     """RMSNorm; as a function, for at batch 1 even the call of a module is felt."""
-    return F.rms_norm(x, weight.shape, weight, 1e-6)
+    return F.rms_norm(x, norm.normalized_shape, norm.weight, norm.eps)
 
 
 def _same(x: Tensor) -> Tensor:
@@ -85,13 +88,17 @@ class _Attention(StreamingModule):
         self.config = config
         self.capacity = config.window + config.slack
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
-        self.q_norm = nn.RMSNorm(config.head_dim, eps=1e-6)
-        self.k_norm = nn.RMSNorm(config.head_dim, eps=1e-6)
+        if config.qk_norm:
+            self.q_norm = nn.RMSNorm(config.head_dim, eps=config.eps)
+            self.k_norm = nn.RMSNorm(config.head_dim, eps=config.eps)
+        else:  # something that follows the module's device and dtype, for the state
+            self.register_buffer("like", torch.zeros(()), persistent=False)
         self.out = nn.Linear(config.width, config.width, bias=False)
 
     def init_state(self, batch: int) -> State:
         state = State(batch)
-        weight = self.q_norm.weight  # not of `qkv`, which may be packed (nn/packed.py)
+        # Not of `qkv`, which may be packed (nn/packed.py).
+        weight = self.q_norm.weight if self.config.qk_norm else self.like
         for name in ("keys", "values"):
             shape = (self.config.heads, self.capacity, self.config.head_dim)
             state.add(name, *shape, dtype=weight.dtype, device=weight.device, write_only=True)
@@ -104,8 +111,11 @@ class _Attention(StreamingModule):
         qkv = self.qkv(x).view(batch, time, 3, self.config.heads, self.config.head_dim)
         v = qkv[:, :, 2].transpose(1, 2)
         # Queries and keys are normalised and rotated together: at batch 1 the count of operations is the cost.
-        gain = torch.stack([self.q_norm.weight, self.k_norm.weight])[:, None]
-        qk = rotate(F.rms_norm(qkv[:, :, :2], (self.config.head_dim,), eps=1e-6) * gain, tables).to(v.dtype)
+        qk = qkv[:, :, :2]
+        if self.config.qk_norm:
+            gain = torch.stack([self.q_norm.weight, self.k_norm.weight])[:, None]
+            qk = F.rms_norm(qk, (self.config.head_dim,), eps=self.config.eps) * gain
+        qk = rotate(qk, tables).to(v.dtype)
         q, k = qk.permute(0, 2, 3, 1, 4).unbind(1)
         if state is not None and write is not None:
             index = write[:, None, :, None].expand(-1, self.config.heads, -1, self.config.head_dim)
@@ -119,9 +129,9 @@ class _Attention(StreamingModule):
 class _Block(StreamingModule):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.width, eps=1e-6)
+        self.attention_norm = nn.RMSNorm(config.width, eps=config.eps)
         self.attention = _Attention(config)
-        self.mlp_norm = nn.RMSNorm(config.width, eps=1e-6)
+        self.mlp_norm = nn.RMSNorm(config.width, eps=config.eps)
         self.gate_up = nn.Linear(config.width, 2 * config.hidden, bias=False)
         self.down = nn.Linear(config.hidden, config.width, bias=False)
         self.dropout = nn.Dropout(config.dropout) if config.dropout else _same
@@ -144,13 +154,13 @@ class _Block(StreamingModule):
     ) -> Tensor:
         child = None if state is None else state.child("attention")
         if self.modulation is None:
-            x = x + self.dropout(self.attention(_norm(x, self.attention_norm.weight), tables, mask, write, child))
-            return x + self.dropout(self._mlp(_norm(x, self.mlp_norm.weight)))
+            x = x + self.dropout(self.attention(_norm(x, self.attention_norm), tables, mask, write, child))
+            return x + self.dropout(self._mlp(_norm(x, self.mlp_norm)))
         assert condition is not None
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, -1)
-        y = _norm(x, self.attention_norm.weight) * (1 + scale1) + shift1
+        y = _norm(x, self.attention_norm) * (1 + scale1) + shift1
         x = x + gate1 * self.dropout(self.attention(y, tables, mask, write, child))
-        y = _norm(x, self.mlp_norm.weight) * (1 + scale2) + shift2
+        y = _norm(x, self.mlp_norm) * (1 + scale2) + shift2
         return x + gate2 * self.dropout(self._mlp(y))
 
     def _mlp(self, x: Tensor) -> Tensor:
@@ -166,7 +176,7 @@ class Transformer(StreamingModule):
         self.config = config
         self.capacity = config.window + config.slack
         self.layers = nn.ModuleList(_Block(config) for _ in range(config.layers))
-        self.norm = nn.RMSNorm(config.width, eps=1e-6)
+        self.norm = nn.RMSNorm(config.width, eps=config.eps)
         self._init_weights()
 
     def _init_weights(self) -> None:
@@ -223,7 +233,7 @@ class Transformer(StreamingModule):
         for i, layer in enumerate(self.layers):
             child = None if state is None else state.child(f"layers.{i}")
             x = layer(x, tables, mask, write, condition, child)
-        return _norm(x, self.norm.weight)
+        return _norm(x, self.norm)
 
     def _offline_mask(self, time: int, device: torch.device) -> Tensor | None:
         if not self.config.causal:
