@@ -85,7 +85,7 @@ class SpeechLane:
     def join(self, slot: int, session: Session) -> None:
         assert isinstance(session, SpeechSession)
         request = session.request
-        script = Script(self.synthesizer.frontend, request.text, clauses=request.split == "clause")
+        script = Script(self.synthesizer.frontend, request.text, by=request.split)
         self.batch.join(slot, script, session.settings)
         self.sessions[slot], self.scripts[slot], self.sent[slot] = session, script, 0
         session.put(Started(session.request_id, self.synthesizer.sample_rate))

@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 
 from ..errors import BadInput, QuaverError
+from ..tts.script import Split
 from ..tts.speaking import SpeechSettings
 from ..tts.timeline import TimedSpan
 
@@ -41,8 +42,8 @@ class SpeechRequest:
             when the first audio was read.
         deadline: seconds to wait for a slot; 0 = refuse at once when none is free.
         timeout: seconds from submission to the end, whatever happens; None = the engine's own limit.
-        split: speak `sentence` by sentence, or `clause` by clause: audio starts sooner when text arrives in pieces, and
-            the speech is a little less fluent.
+        split: how text that arrives in pieces is spoken: `word` by word as it comes (audio after about three words),
+            `clause` by clause, or `sentence` by sentence (which is what the whole text would give).
         request_id: made up when empty.
     """
 
@@ -58,7 +59,7 @@ class SpeechRequest:
     deadline: float = 10.0
     timeout: float | None = None
     request_id: str = ""
-    split: Literal["sentence", "clause"] = "sentence"
+    split: Split = "word"
 
 
 @dataclass(frozen=True)

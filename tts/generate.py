@@ -17,7 +17,7 @@ import math
 from collections import deque
 from collections.abc import Collection, Mapping
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -118,6 +118,7 @@ class Request:
         speed: 1 = the voice's own pace. pause: factor on the length of pauses.
         sampling: for the codes. advance_temperature: for the pointer; lower is steadier.
         seed: of the request's own generator.
+        whole: False if more of the text is to come (`Generation.extend`); the plan waits where it would need it.
     """
 
     features: PhoneFeatures
@@ -127,6 +128,7 @@ class Request:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     advance_temperature: float = 0.7
     seed: int = 0
+    whole: bool = True
 
     def plan(self, lm: SpeechLM) -> PointerPlan:
         """Raises BadInput for what would break a step."""
@@ -157,6 +159,7 @@ class PointerPlan:
         self.pointers: list[int] = []
         self.ready: deque[Frame] = deque()
         self.encoded: Tensor | None = None  # phones as the model reads them, set when the request joins
+        self.context = lm.phones.context
         # Enough for a slow, drawn-out phone; beyond it the pointer is stuck and must move.
         self.longest = math.ceil(lm.config.longest / min(1.0, request.speed * 0.9))
 
@@ -168,8 +171,35 @@ class PointerPlan:
     def sampling(self) -> SamplingConfig:
         return self.request.sampling
 
+    @property
+    def whole(self) -> bool:
+        """All of the text is there."""
+        return self.request.whole
+
+    @property
+    def settled(self) -> int:
+        """How many rows of `encoded` will not change any more: each is read with `context` phones on either side."""
+        return len(self.ids) + 1 if self.whole else max(0, len(self.ids) - self.context)
+
+    @property
+    def starved(self) -> bool:
+        """The next step would need text that has not arrived."""
+        return not self.whole and self.pointer + 2 > self.settled
+
+    def extend(self, features: PhoneFeatures, whole: bool) -> None:
+        """The text as it is now known; what was known before stays as it was."""
+        old = self.request.features
+        known = len(old)
+        if self.whole or features.phones[:known].tolist() != self.ids:
+            raise BadInput("a text can only grow at its end, and only until it is whole")
+        grown = (
+            torch.cat([getattr(old, n), getattr(features, n)[known:]]) for n in ("phones", "word_start", "upcoming")
+        )
+        self.request = replace(self.request, features=PhoneFeatures(*grown), whole=whole)
+        self.ids = self.request.features.phones.tolist()
+
     def next(self) -> PointerPlan | None:
-        return None if self.done else self
+        return None if self.done or self.starved else self
 
     def banned(self) -> Tensor | None:
         return None
@@ -287,6 +317,13 @@ class Generation:
         self.plans[slot] = plan
         return plan
 
+    def extend(self, slot: int, features: PhoneFeatures, whole: bool) -> None:
+        """More of the text of a pointer request that was not whole; `features` of all that is known now."""
+        plan = self.plans[slot]
+        plan.extend(features, whole)
+        with torch.inference_mode():
+            self.lm.enter(plan, self.state, slot)
+
     def leave(self, slot: int) -> None:
         """Frees a slot; the others do not notice."""
         self.plans[slot] = None
@@ -322,18 +359,22 @@ class Generation:
                 chunks[slot] = chunk
         if not chunks:
             return frames
+        self._advance(chunks)
+        for slot in chunks:
+            if self.plans[slot].ready and slot not in self.failures:
+                frames[slot] = self.plans[slot].ready.popleft()
+        return frames
+
+    def _advance(self, chunks: dict[int, Any]) -> None:
+        """Runs the chunks and lets their plans take what is drawn (`tts/speculative_plan.py` does it otherwise)."""
         hidden = self._hidden(chunks)
         drawing = {slot: self.plans[slot] for slot, chunk in chunks.items() if chunk.draw}
         if not drawing:
-            return frames
+            return
         codes = self._sample(self.lm.head.sample, hidden, drawing)
         self._commit(drawing, codes, self.lm.readout(hidden))
         drafts = {s: c.drafts for s, c in chunks.items() if c.draw and c.drafts and s not in self.failures}
         self._cascade(drafts, hidden, codes)
-        for slot, plan in drawing.items():
-            if plan.ready and slot not in self.failures:
-                frames[slot] = plan.ready.popleft()
-        return frames
 
     def _mask(self, slots: set[int] | dict[int, Any]) -> Tensor:
         return torch.tensor([i in slots for i in range(self.slots)], device=self.device)

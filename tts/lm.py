@@ -192,10 +192,12 @@ class SpeechLM(StreamingModule):
 
     # -- generation: what `tts/generate.py` asks of a model -----------------------------------------------------------
     def enter(self, plan: PointerPlan, state: State, slot: int) -> None:
-        """A request joins: its phones are read once."""
+        """A request joins, or its text has grown: its phones are read. Rows that were settled stay what they were, to
+        the bit, however the text was cut."""
         f = plan.request.features
         parts = (t[None].to(self.rate.device) for t in (f.phones, f.word_start, f.upcoming))
-        plan.encoded = self.phones(*parts)[0]
+        rows = self.phones(*parts)[0, : plan.settled]
+        plan.encoded = rows if plan.encoded is None else torch.cat([plan.encoded, rows[len(plan.encoded) :]])
 
     def run(self, chunks: Mapping[int, PointerPlan], state: State) -> Tensor:
         """The next position of each plan, by slot: hidden states `[slot, 1, width]`."""

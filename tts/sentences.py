@@ -64,6 +64,11 @@ class TextStream:
         self._text += chunk
         return self._take(final=False)
 
+    @property
+    def pending(self) -> str:
+        """What has arrived of the sentence that is still open."""
+        return self._text.lstrip()
+
     def clause(self) -> str | None:
         """Takes the first clause out of the sentence that is still open, or gives None (see `split_clause`)."""
         cut = split_clause(self._text)

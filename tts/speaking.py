@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import gc
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -26,10 +26,10 @@ from ..codecs.base import Codec
 from ..errors import BadInput
 from .decoder import BatchDecoder
 from .generate import Frame, Generation, PointerPlan, Request
-from .lm import SpeechLM, phone_features
+from .lm import SpeechLM
 from .sampling import SamplingConfig
-from .sentences import split_clause
-from .text import Frontend, TextStream, Utterance, split_sentences
+from .script import Script, features_of
+from .text import Utterance
 from .timeline import TimedSpan, Timeline
 
 __all__ = ["CHUNKS", "AudioChunk", "Script", "SpeechBatch", "SpeechSettings"]
@@ -72,10 +72,12 @@ class SpeechSettings:
     advance_temperature: float
     codebooks: int | None = None
 
-    def request(self, utterance: Utterance, number: int) -> Request:
-        """The request of the answer's sentence `number`. Sentences must not repeat each other's random numbers."""
+    def request(self, utterance: Utterance, number: int, whole: bool = True) -> Request:
+        """The request of the answer's sentence `number`; not `whole` if more of it is to come. Sentences must not
+        repeat each other's random numbers."""
         return Request(
-            phone_features(utterance.phones, frozenset(w.start for w in utterance.words)),
+            features_of(utterance, whole),
+            whole=whole,
             voice=self.voice,
             speed=self.speed,
             pause=self.pause,
@@ -83,89 +85,6 @@ class SpeechSettings:
             advance_temperature=self.advance_temperature,
             seed=self.seed + 1_000_003 * number,
         )
-
-
-class Script:
-    """The text of an answer, read sentence by sentence: each as late as possible, so that a long text costs its first
-    sentence's time before it starts.
-
-    Args:
-        text: the whole text, or None when it comes through `push` and `close`.
-        clauses: read clause by clause. Audio starts sooner when text comes in pieces; each clause begins afresh, which
-            is a little less fluent. Where the cuts lie does not depend on how the text was cut into pieces.
-    """
-
-    def __init__(self, frontend: Frontend, text: str | None = None, *, clauses: bool = False) -> None:
-        self._frontend, self._stream, self._clauses = frontend, TextStream(), clauses
-        self._sentences: deque[str] = deque()
-        self._length, self._read = 0, 0
-        self._take(split_sentences(text) if text is not None else ())
-        self._utterances: deque[Utterance] = deque()
-        self._closed = text is not None
-        self._any, self._seen = False, (text or "")[-200:]
-
-    def push(self, text: str) -> None:
-        """More text."""
-        self._seen = (self._seen + text)[-200:]
-        self._take(self._stream.push(text))
-        while self._clauses and (clause := self._stream.clause()):
-            self._take([clause])
-
-    def close(self) -> None:
-        """No more text."""
-        if not self._closed:
-            self._closed = True
-            self._take(self._stream.close())
-
-    def _take(self, sentences: Iterable[str]) -> None:
-        for sentence in sentences:
-            self._length += len(sentence)
-            while self._clauses and (cut := split_clause(sentence)):
-                self._sentences.append(sentence[:cut].strip())
-                sentence = sentence[cut:]
-            self._sentences.append(sentence)
-
-    @property
-    def waits(self) -> bool:
-        """Nothing to read now, but there may be later."""
-        return not (self._closed or self._sentences or self._utterances)
-
-    @property
-    def over(self) -> bool:
-        """Nothing is left to read, now or ever."""
-        return self._closed and not self._sentences and not self._utterances
-
-    @property
-    def share(self) -> float:
-        """Share of the text that `next` has given; 0 until its end is known."""
-        return self._read / self._length if self._closed and self._length else 0.0
-
-    def next(self) -> Utterance | None:
-        """The next utterance; None when there is none now (`waits`) or ever.
-
-        Raises:
-            BadInput: the text has ended and nothing in it could be read, or a phoneme override is wrong.
-        """
-        while not self._utterances and self._sentences:
-            sentence = self._sentences.popleft()
-            self._utterances.extend(self._frontend.sentence(sentence))
-            self._read += len(sentence)
-        if self._utterances:
-            self._any = True
-            return self._utterances.popleft()
-        if self._closed and not self._any:
-            self._frontend(self._seen)  # raises the error that names the reason
-            raise BadInput("there is nothing to speak in this text")
-        return None
-
-    def read_all(self) -> None:
-        """Reads the whole text now, so that what is wrong with it shows before anything is spoken."""
-        while self._sentences:
-            sentence = self._sentences.popleft()
-            self._utterances.extend(self._frontend.sentence(sentence))
-            self._read += len(sentence)
-        if not self._utterances:
-            self.next()
 
 
 class _Answer:
@@ -193,6 +112,11 @@ class _Answer:
         return self.plan is None or self.plan.done
 
     @property
+    def starved(self) -> bool:
+        """The sentence is still arriving, and what is known of it has been spoken."""
+        return self.plan is not None and self.plan.starved
+
+    @property
     def ready(self) -> int:
         """How many frames can be decoded now: a chunk, the rest of a sentence, or none."""
         return self.size if len(self.waiting) >= self.size else len(self.waiting) if self.ended else 0
@@ -208,6 +132,15 @@ class _Answer:
         self.breaks = {}
         for index, seconds in utterance.breaks:  # +1: the plan counts ^ as phone 0
             self.breaks[index + 1] = self.breaks.get(index + 1, 0.0) + seconds
+
+    def grow(self, utterance: Utterance) -> None:
+        """More of the sentence that is being spoken."""
+        assert self.timeline is not None
+        assert self.plan is not None
+        self.timeline.utterance = utterance
+        for index, seconds in utterance.breaks:
+            if index + 1 >= self.plan.pointer:
+                self.breaks[index + 1] = self.breaks.get(index + 1, 0.0) + seconds
 
     def take(self, frame: Frame, silence: Callable[[float], list[Tensor]]) -> None:
         """A new frame, and the breaks that come before it."""
@@ -284,7 +217,9 @@ class SpeechBatch:
     def waits(self, slot: int) -> bool:
         """Everything that is known of the text has been spoken; the answer goes on when more arrives."""
         answer = self.answers[slot]
-        return answer is not None and answer.between and answer.script.waits
+        if answer is None or not (answer.between or answer.starved):
+            return False
+        return not answer.ready and answer.script.waits
 
     # -- stepping -----------------------------------------------------------------------------------------------------
     def tick(self, held: Collection[int] = ()) -> dict[int, list[AudioChunk]]:
@@ -299,6 +234,7 @@ class SpeechBatch:
         here = {slot: a for slot, a in enumerate(self.answers) if a is not None and slot not in held}
         for slot, answer in here.items():
             self._guarded(slot, self._begin, slot, answer)
+            self._guarded(slot, self._grow, slot, answer)
         self._generate(here)
         live = {slot: a for slot, a in here.items() if slot not in self.failures}
         for group in self._groups(live):
@@ -345,12 +281,27 @@ class SpeechBatch:
         utterance = answer.script.next()
         if utterance is not None:
             answer.share_before, answer.share = before, answer.script.share
-            plan = self.generation.join(slot, answer.settings.request(utterance, answer.sentences))
+            request = answer.settings.request(utterance, answer.sentences, whole=not answer.script.growing)
+            plan = self.generation.join(slot, request)
             answer.begin(utterance, plan, self.codec.frame_size / self.codec.sample_rate)
+
+    def _grow(self, slot: int, answer: _Answer) -> None:
+        """Gives the sentence that is being spoken what has arrived of it."""
+        if answer.plan is None or answer.plan.whole:
+            return
+        while (utterance := answer.script.grow()) is not None:
+            whole = not answer.script.growing
+            self.generation.extend(slot, features_of(utterance, whole), whole)
+            answer.grow(utterance)
+            answer.share = answer.script.share
 
     def _generate(self, here: dict[int, _Answer]) -> None:
         """One frame for every slot that has room for it."""
-        moving = {s for s, a in here.items() if s not in self.failures and not a.ended and len(a.waiting) < a.size}
+        moving = {
+            s
+            for s, a in here.items()
+            if s not in self.failures and not a.ended and not a.starved and len(a.waiting) < a.size
+        }
         if not moving:
             return
 

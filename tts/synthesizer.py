@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -17,11 +17,16 @@ from ..errors import BadInput, ConfigError
 from ..nn.packed import pack_linears
 from .lm import SpeechLM, SpeechLMConfig
 from .sampling import SamplingConfig
-from .speaking import CHUNKS, AudioChunk, Script, SpeechBatch, SpeechSettings
+from .script import Script, Split
+from .speaking import CHUNKS, AudioChunk, SpeechBatch, SpeechSettings
 from .text import Frontend
 from .timeline import TimedSpan
+from .voices import unknown_voice
 
-__all__ = ["AudioChunk", "Speech", "Synthesizer", "TimedSpan", "VoiceSettings", "load_lm"]
+if TYPE_CHECKING:
+    from .token_synthesizer import TokenSynthesizer
+
+__all__ = ["AudioChunk", "Speech", "Synthesizer", "TimedSpan", "VoiceSettings", "load_lm", "load_synthesizer"]
 
 DEFAULT_VOICE_MODEL = "quaver-en"
 SPEEDS = (0.5, 2.0)
@@ -74,6 +79,20 @@ def load_lm(name: str) -> tuple[SpeechLM, str]:
     return lm.eval(), codec
 
 
+def load_synthesizer(name: str = "default") -> Synthesizer | TokenSynthesizer:
+    """A model that speaks, of whichever kind: a pointer voice, or a token language model with its flow or codec.
+
+    Raises:
+        MissingFile, ConfigError, CorruptFile: what is wrong with it.
+    """
+    folder = model_folder(DEFAULT_VOICE_MODEL if name == "default" else name)
+    if read_config(folder).get("kind") == "token_lm":
+        from .token_synthesizer import TokenSynthesizer
+
+        return TokenSynthesizer.load(str(folder))
+    return Synthesizer.load(name)
+
+
 class Synthesizer:
     """A language model, its codec, and the front end.
 
@@ -81,6 +100,9 @@ class Synthesizer:
     for chunk in synthesizer.stream("Hello world."):
         play(chunk.samples)
     """
+
+    timed = True
+    """Its chunks carry the times of words and phones."""
 
     def __init__(self, lm: SpeechLM, codec: Codec, settings: VoiceSettings) -> None:
         unknown = set(settings.names.values()) - set(lm.config.voices)
@@ -128,6 +150,7 @@ class Synthesizer:
         temperature: float | None = None,
         pause: float = 1.0,
         codebooks: int | None = None,
+        split: Split = "sentence",
     ) -> Iterator[AudioChunk]:
         """Speaks a text, or pieces of text as they arrive.
 
@@ -136,6 +159,7 @@ class Synthesizer:
             seed: the same seed gives the same audio.
             temperature: of the codes, instead of the voice's own setting.
             codebooks: decode only so many levels (a smaller, rougher sound).
+            split: how text in pieces is spoken, see `Script`.
 
         Raises:
             BadInput: nothing to speak, an unknown voice, or a setting out of range. Checked before the first chunk.
@@ -144,7 +168,7 @@ class Synthesizer:
             voice=voice, speed=speed, seed=seed, temperature=temperature, pause=pause, codebooks=codebooks
         )
         if not isinstance(text, str):
-            return self._speak(Script(self.frontend), settings, iter(text))
+            return self._speak(Script(self.frontend, by=split), settings, iter(text))
         if not text.strip():
             raise BadInput("there is no text to speak; give at least one word")
         script = Script(self.frontend, text)
@@ -178,7 +202,7 @@ class Synthesizer:
         """
         name = voice or self.settings.default
         if name not in self.settings.names:
-            raise BadInput(f"no voice {name!r}; choose one of {', '.join(self.voices)}")
+            raise unknown_voice(name, self.voices)
         if not SPEEDS[0] <= speed <= SPEEDS[1]:
             raise BadInput(f"speed must lie between {SPEEDS[0]} and {SPEEDS[1]}, not {speed}")
         if not PAUSES[0] <= pause <= PAUSES[1]:

@@ -75,7 +75,7 @@ def test_one_slot_with_the_streams_chunks_is_the_stream_to_the_bit(synthesizer: 
 
 
 def test_text_in_pieces_equals_the_whole_text(engine: Engine, synthesizer: Synthesizer) -> None:
-    session = engine.submit(SpeechRequest(None, seed=2))
+    session = engine.submit(SpeechRequest(None, seed=2, split="sentence"))
     assert isinstance(session.get(90), Started)
     wait_until(lambda: engine.stats().slots["tiny"]["waiting"] == 1)
     session.push_text("Hello world. Is it")
@@ -89,6 +89,21 @@ def test_text_in_pieces_equals_the_whole_text(engine: Engine, synthesizer: Synth
     events = [first, *read(session)]
     assert np.abs(sound(events) - synthesizer.say(TEXT, seed=2).samples).max() <= TOLERANCE
     assert session.usage.characters == len(TEXT)
+
+
+def test_audio_begins_within_a_sentence_that_is_still_arriving(engine: Engine) -> None:
+    session = engine.submit(SpeechRequest(None, seed=2))
+    assert isinstance(session.get(90), Started)
+    session.push_text("The birch canoe slid on ")
+    assert isinstance(session.get(90), Audio)
+    wait_until(lambda: engine.stats().slots["tiny"]["waiting"] == 1)  # all that is settled has been spoken
+    session.push_text("the smooth planks.")
+    session.finish_text()
+    events = read(session)
+    assert isinstance(events[-1], Outcome)
+    assert events[-1].kind == "done"
+    words = [word.text for event in events if isinstance(event, Audio) for word in event.words]
+    assert words[-2:] == ["smooth", "planks"]
 
 
 def test_asyncio_reads_without_blocking_its_loop(engine: Engine, synthesizer: Synthesizer) -> None:
@@ -366,7 +381,7 @@ def test_a_lane_that_fails_as_a_whole_is_built_anew(synthesizer: Synthesizer) ->
         assert isinstance(outcome, Outcome)
         assert outcome.reason == "engine"
         wait_until(lambda: all_free(engine))
-        assert engine._worker.lanes["tiny"].lane is not lane
+        wait_until(lambda: engine._worker is not None and engine._worker.lanes["tiny"].lane is not lane)
         assert sound(read(engine.submit(SpeechRequest("No.", seed=1)))).size
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -274,8 +275,8 @@ def read_out(script: Script) -> list[str]:
 @few
 @given(text=texts, sizes=st.lists(st.integers(1, 9), min_size=1, max_size=6))
 def test_clauses_do_not_depend_on_how_the_text_arrived(text: str, sizes: list[int]) -> None:
-    whole = read_out(Script(SYNTHESIZER.frontend, text, clauses=True))
-    script, said, at = Script(SYNTHESIZER.frontend, clauses=True), [], 0
+    whole = read_out(Script(SYNTHESIZER.frontend, text, by="clause"))
+    script, said, at = Script(SYNTHESIZER.frontend, by="clause"), [], 0
     for i in range(len(text)):
         size = sizes[i % len(sizes)]
         script.push(text[at : at + size])
@@ -287,7 +288,7 @@ def test_clauses_do_not_depend_on_how_the_text_arrived(text: str, sizes: list[in
 
 
 def test_a_clause_is_spoken_before_its_sentence_has_ended() -> None:
-    script = Script(SYNTHESIZER.frontend, clauses=True)
+    script = Script(SYNTHESIZER.frontend, by="clause")
     script.push("When the sun went down, the birch")
     assert script.waits
     script.push(" canoe slid")
@@ -296,3 +297,57 @@ def test_a_clause_is_spoken_before_its_sentence_has_ended() -> None:
     assert first.text == "When the sun went down,"
     assert script.next() is None
     assert script.waits
+
+
+def arriving(batch: SpeechBatch, pieces: list[str], ticks: list[int]) -> tuple[list[AudioChunk], list[int]]:
+    """Speaks pieces of text word by word, with so many ticks after each; also how many chunks each piece had made."""
+    script = Script(SYNTHESIZER.frontend, by="word")
+    batch.join(0, script, SYNTHESIZER.settings_of(seed=3))
+    chunks, made = [], []
+    for i, piece in enumerate(pieces):
+        script.push(piece)
+        for _ in range(ticks[i % len(ticks)]):
+            chunks += batch.tick().get(0, [])
+        made.append(len(chunks))
+    script.close()
+    return chunks + finish(batch, 0), made
+
+
+@few
+@given(
+    text=texts,
+    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=5),
+    ticks=st.lists(st.integers(0, 60), min_size=1, max_size=5),
+)
+def test_word_by_word_does_not_depend_on_how_the_text_arrived(text: str, sizes: list[int], ticks: list[int]) -> None:
+    pieces, at = [], 0
+    while at < len(text):
+        pieces.append(text[at : at + sizes[len(pieces) % len(sizes)]])
+        at += len(pieces[-1])
+    together, _ = arriving(SYNTHESIZER.batch(1, (1, 2)), [text], [0])
+    slowly, _ = arriving(SYNTHESIZER.batch(1, (1, 2)), pieces, ticks)
+    assert np.array_equal(sound(slowly), sound(together))
+    words = [word.text for chunk in slowly for word in chunk.words]
+    assert words == [word.text for chunk in together for word in chunk.words]
+    assert words == [word.text for u in SYNTHESIZER.frontend(text) for word in u.words]
+
+
+def test_a_word_is_spoken_while_its_sentence_arrives() -> None:
+    words = ["When", "the", "sun", "went", "down", "the", "birch", "canoe", "slid", "on", "the", "smooth", "planks."]
+    chunks, made = arriving(SYNTHESIZER.batch(1, (1, 2)), [word + " " for word in words], [80])
+    first = next(i for i, count in enumerate(made) if count)
+    assert first <= 3
+    assert made == sorted(made)
+    assert len(set(made)) > 6  # it goes on with every word or two, and waits in between
+    spans = [word for chunk in chunks for word in chunk.words]
+    assert [span.text for span in spans] == [word.strip(".") for word in words]
+    assert all(a.end <= b.start + 1e-9 for a, b in pairwise(spans))
+
+
+def test_a_reading_that_later_words_change_keeps_what_was_said() -> None:
+    """ "read" is settled before "yesterday" makes it the past; dates and sums are read in one piece."""
+    text = "I will read 5 dollars and 20 cents on May 3rd 2021 to Dr. Smith at 3:30 pm, he read it yesterday."
+    chunks, _ = arriving(SYNTHESIZER.batch(1, (1, 2)), list(text), [1])
+    said = " ".join(word.text for chunk in chunks for word in chunk.words)
+    for word in ("will", "dollars", "May", "Smith", "yesterday"):
+        assert said.count(word) == 1
