@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
+from ...tts.script import Split
 from ..engine import Audio, Engine, Event, Outcome, SpeechRequest, SpeechSession
 from . import logs
 from .access import Access
@@ -32,6 +33,7 @@ class Wish:
     pause: float = 1.0
     temperature: float | None = None
     ahead: float | None = None
+    split: Split = "word"
 
 
 @dataclass
@@ -199,6 +201,7 @@ class SpeechService:
             pause=wish.pause,
             temperature=wish.temperature,
             ahead=wish.ahead,
+            split=wish.split,
             deadline=self.limits.queue_seconds,
             timeout=self.limits.speech_seconds,
             request_id=identity or context.request_id,

@@ -221,6 +221,7 @@ class StreamSession:
             pause=config.pause,
             temperature=config.temperature,
             ahead=config.ahead or self.limits.ahead_seconds,
+            split=config.split,
         )
         identity = f"{self.context.request_id}-{utterance.index}"
         with self.service.speak(wish, self.context, "stream", identity=identity) as speech:

@@ -18,7 +18,8 @@ from .speech import VoiceId, WordTime
 
 
 class SessionConfig(Message):
-    """The first message, once. Fields as in POST /v1/audio/speech; `ahead` defaults to the server's limit."""
+    """The first message, once. Fields as in POST /v1/audio/speech; `ahead` defaults to the server's limit. `split` is
+    how text is spoken as it arrives: by `word` (audio after about three), `clause`, or whole `sentence`."""
 
     type: Literal["session.config"]
     model: str = Field(default="default", max_length=200)
@@ -30,6 +31,7 @@ class SessionConfig(Message):
     pause: float = Field(default=1.0, ge=0.1, le=5.0, allow_inf_nan=False)
     word_timestamps: bool = True
     ahead: float | None = Field(default=None, gt=0, le=600, allow_inf_nan=False)
+    split: Literal["word", "clause", "sentence"] = "word"
 
 
 class InputText(Message):
