@@ -254,7 +254,8 @@ class PointerPlan:
 
     def _draw_advance(self, logits: list[float]) -> int:
         """Draws the advance; forced when the phone has lasted too long, bounded so that pauses are never skipped."""
-        if self.spent + 1 >= self.longest:
+        stretch = max(1.0, self.request.pause) if self.ids[self.pointer] in _PAUSE_IDS else 1.0
+        if self.spent + 1 >= self.longest * stretch:
             return 1
         reach = self._reach()
         temperature = max(self.request.advance_temperature, 1e-3)

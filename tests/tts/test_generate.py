@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -71,8 +72,10 @@ def test_every_plan_ends_and_never_before_the_last_phone(
     assert all(0 <= s <= lm.config.advance for s in steps)
     pauses = {i + 1 for i, p in enumerate(phones) if p in PAUSES}
     assert pauses <= set(visited)
-    assert max(visited.count(p) for p in visited) <= plan.longest
-    assert len(frames) <= (len(phones) + 1) * plan.longest
+    longest = math.ceil(plan.longest * max(1.0, pause))  # a pause that was asked to be long may be long
+    assert max(visited.count(p) for p in visited) <= longest
+    assert all(visited.count(i + 1) <= plan.longest for i, p in enumerate(phones) if p not in PAUSES)
+    assert len(frames) <= (len(phones) + 1) * longest
 
 
 @pytest.mark.parametrize("stuck", [[300.0, -300, -300, -300, -300], [float("-inf")] * 4 + [0.0]])
@@ -106,6 +109,20 @@ def test_a_higher_speed_is_a_shorter_answer_and_a_longer_pause_a_longer_one() ->
     assert progress("h", speed=2.0)[4] > 4 > progress("h", speed=0.5)[4]
     assert progress(",", pause=2.0) == [0, 0, 1, 1, 2]
     assert progress("h", pause=2.0) == [0, 1, 2, 3, 4]
+
+
+def test_a_pause_that_was_asked_to_be_long_may_be_long() -> None:
+    """The guard against a stuck pointer counts as the model does."""
+    lm = LMS["parallel"]
+
+    def frames(phone: str) -> int:
+        plan = PointerPlan(Request(phone_features((phone, "."), {0}), pause=5.0), lm)
+        plan.pointer = 1
+        while plan.pointer == 1:
+            plan.commit(torch.zeros(lm.config.codebooks, dtype=torch.long), [50.0, 0.0, 0.0, 0.0, 0.0])  # "stay"
+        return len(plan.pointers)
+
+    assert frames(",") == 5 * frames("h") >= 5 * lm.config.longest
 
 
 REQUEST = Request(phone_features(("h", "ə", "l", ",", "w", "d", "."), {0, 4}), seed=5)
