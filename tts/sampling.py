@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-__all__ = ["SamplingConfig", "draw", "filtered_probabilities", "repetition_aware", "sample_code"]
+__all__ = ["SamplingConfig", "draw", "filtered_probabilities", "repetition_aware", "sample_code", "sampling_law"]
 
 
 class SamplingConfig(BaseModel):
@@ -101,3 +101,24 @@ def repetition_aware(code: Tensor, logits: Tensor, recent: Tensor, uniform: Tens
     banned = logits.float().scatter(-1, code[:, None], float("-inf"))
     again = draw((banned / config.temperature).softmax(-1), uniform)
     return torch.where(share > config.ras_threshold, again, code)
+
+
+def sampling_law(logits: Tensor, config: SamplingConfig, recent: Tensor | None = None) -> Tensor:
+    """The law `[..., vocab]` of a code drawn with `config`, repetition-aware sampling included; float32.
+
+    What `draw` and then `repetition_aware` do at random, in closed form: speculation judges laws, not draws.
+
+    Args:
+        recent: LongTensor `[..., window]`, as of `repetition_aware`; ids outside the vocabulary = none.
+    """
+    law = filtered_probabilities(logits, config)
+    if recent is None or config.ras_window == 0 or config.temperature == 0:
+        return law
+    vocab = law.shape[-1]
+    inside = (recent >= 0) & (recent < vocab)
+    counts = torch.zeros_like(law).scatter_add(-1, torch.where(inside, recent, 0), inside.to(law.dtype))
+    refused = law * (counts / config.ras_window > config.ras_threshold)
+    free = (logits.float() / config.temperature).softmax(-1)
+    # A refused code c is drawn again from `free` without c: refused(c) / (1 - free(c)) * free(x) for every other x.
+    again = refused / (1 - free).clamp(min=1e-7)
+    return law - refused + free * (again.sum(-1, keepdim=True) - again)
