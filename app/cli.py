@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from ..errors import QuaverError
-from .commands import codec, corpus, say, serve, train
+from .commands import codec, corpus, say, serve, train, voice
 from .commands import eval as evaluation
 
 BAD_INPUT = 2
@@ -27,6 +27,8 @@ app = typer.Typer(
 )
 app.command("say")(say.say)
 app.command("voices")(say.voices)
+app.add_typer(voice.app, name="voice")
+app.command("convert")(voice.convert)
 app.add_typer(codec.app, name="codec")
 app.add_typer(corpus.app, name="corpus")
 app.add_typer(serve.app, name="serve")

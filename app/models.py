@@ -1,8 +1,7 @@
-"""What lies in models/: names, kinds and fingerprints of the bundled models, without loading one."""
+"""What lies in models/: names and kinds of the bundled models, without loading one."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,15 +26,6 @@ def bundled(kind: str | None = None) -> list[Bundled]:
         if kind in (None, its):
             found.append(Bundled(config.parent.name, its, _summary(config.parent)))
     return found
-
-
-def weights_sha256(folder: Path) -> str:
-    """SHA-256 of a model folder's weights, or "" where there are none."""
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        return ""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _summary(folder: Path) -> str:

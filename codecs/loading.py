@@ -36,6 +36,7 @@ __all__ = [
     "read_config",
     "read_json",
     "validated",
+    "weights_sha256",
 ]
 
 MODELS = Path(__file__).parent.parent / "models"
@@ -113,13 +114,21 @@ def check_card(folder: Path) -> None:
         stated = json.loads(card.read_text()).get("sha256")
     except (ValueError, AttributeError):
         raise CorruptFile(f"{card} is not a JSON object; fetch the model again") from None
-    with open(folder / "model.safetensors", "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = weights_sha256(folder)
     if stated and stated != found:
         raise CorruptFile(
             f"{folder / 'model.safetensors'} is not the file that card.json describes; fetch the model again, "
             "or write both anew with `quaver export`"
         )
+
+
+def weights_sha256(folder: Path) -> str:
+    """SHA-256 of a model folder's weights, or "" where there are none."""
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _restored(stored: dict[str, Tensor]) -> dict[str, Tensor]:

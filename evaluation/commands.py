@@ -240,9 +240,9 @@ def _speakers(
 def _synthesizer(model: str | SynthesizerLike) -> SynthesizerLike:
     if not isinstance(model, str):
         return model
-    from ..tts.synthesizer import Synthesizer
+    from ..tts.synthesizer import load_synthesizer
 
-    return Synthesizer.load(model)
+    return load_synthesizer(model)
 
 
 def _name(model: Any) -> str | None:

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..codecs.loading import SCALE, TRAINING_ONLY, load_codec, load_semantic, read_config
+from ..codecs.mel import load_mel
 from ..codecs.quantizers import ResidualVQ
 from ..errors import BadInput, ConfigError, MissingFile
 from .corpus import beside
@@ -78,7 +79,18 @@ def _load(run: Path, kind: str) -> nn.Module:
         from ..tts.synthesizer import load_lm
 
         return load_lm(str(run))[0]
-    raise ConfigError(f"{run / 'config.json'} names the kind {kind!r}; codec, semantic and lm can be exported")
+    if kind == "token_lm":
+        from ..tts.token_lm import load_token_lm
+
+        return load_token_lm(str(run))[0]
+    if kind == "flow":
+        from ..tts.flow import load_flow
+
+        return load_flow(str(run))[0]
+    if kind == "mel":
+        return load_mel(str(run))
+    kinds = "codec, semantic, lm, token_lm, flow and mel"
+    raise ConfigError(f"{run / 'config.json'} names the kind {kind!r}; {kinds} can be exported")
 
 
 def shrink(module: nn.Module, weights: Policy = "int8") -> dict[str, Tensor]:

@@ -28,6 +28,7 @@ from ..errors import BadInput, ConfigError
 from ..nn.noise import frame_noise
 from ..nn.state import State, StreamingModule
 from ..nn.transformer import Transformer, TransformerConfig
+from .speaker import SpeakerEncoder
 
 __all__ = ["FlowConfig", "FlowModel", "chunk_mask", "cosine_times", "load_flow"]
 
@@ -40,7 +41,8 @@ class FlowConfig(BaseModel):
             near (empty: a table per codebook).
         mels, patch: mel bins, and mel frames per token. lookahead: tokens ahead that the condition sees.
         chunk: tokens per chunk in streaming; chunks: the sizes that training draws from (0 = full attention).
-        voices: names of speakers. vector: width of a speaker vector (0 = none).
+        voices: names of speakers. vector: width of a speaker vector (0 = none), which the flow's own encoder makes of
+            any speech (`describe`).
         steps, guidance: Euler steps and CFG strength beta in use.
     """
 
@@ -146,6 +148,7 @@ class FlowModel(nn.Module):
         self.prompt = nn.Linear(mel + 1, width)
         self.voice = nn.Embedding(max(1, len(config.voices)), condition)
         self.vector = nn.Linear(config.vector, condition) if config.vector else None
+        self.encoder = SpeakerEncoder(config.mels, config.vector) if config.vector else None
         self.nobody = nn.Parameter(torch.zeros(condition))
         self.nothing = nn.Parameter(0.1 * torch.randn(width))
         self.time = nn.Sequential(nn.Linear(64, condition), nn.SiLU(), nn.Linear(condition, condition))
@@ -164,6 +167,16 @@ class FlowModel(nn.Module):
         if voice is None:
             raise BadInput("say who speaks: a voice or a speaker vector")
         return self.voice(voice)
+
+    def describe(self, mel: Tensor, lengths: Tensor) -> Tensor:
+        """Speaker vectors `[batch, vector]` of mel `[batch, mels, frame]` of `lengths` frames.
+
+        Raises:
+            BadInput: the flow was trained without a speaker encoder.
+        """
+        if self.encoder is None:
+            raise BadInput("this flow knows speakers by name, not by vector")
+        return self.encoder(mel, lengths)
 
     def clean(
         self,

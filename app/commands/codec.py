@@ -138,8 +138,7 @@ def list_codecs() -> None:
 
 def _load(name: str, threads: int) -> tuple[Codec, tuple[str, str]]:
     """The codec, and what a file says of it: its name and the SHA-256 of its weights."""
-    from ...codecs.loading import load_codec, model_folder
-    from ..models import weights_sha256
+    from ...codecs.loading import load_codec, model_folder, weights_sha256
     from ..runtime import use_threads
 
     use_threads(threads)

@@ -31,11 +31,16 @@ def say(
     timestamps: Annotated[
         list[str] | None, typer.Option("--timestamps", "-t", help="Write word times: .json or .srt; may be repeated.")
     ] = None,
-    voice: Annotated[str | None, typer.Option("--voice", help="A name that `quaver voices` lists.")] = None,
+    voice: Annotated[
+        str | None, typer.Option("--voice", help="A name that `quaver voices` lists, or a voice file.")
+    ] = None,
     model: Annotated[str, typer.Option("--model", help="Bundled model, or a folder.")] = "default",
     speed: Annotated[float, typer.Option("--speed", help="0.5 (slow) to 2 (fast).")] = 1.0,
     pause: Annotated[float, typer.Option("--pause", help="Length of pauses, 0.1 to 5 times the usual.")] = 1.0,
     temperature: Annotated[float | None, typer.Option("--temperature", help="0 (always the likeliest) to 2.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option("--guidance", help="How closely to follow the text, 0 to 10 (some token models).")
+    ] = None,
     codebooks: Annotated[
         int | None, typer.Option("--codebooks", help="Decode only the first so many codebooks.")
     ] = None,
@@ -48,22 +53,29 @@ def say(
     _check_range("--speed", speed, 0.5, 2.0)
     _check_range("--pause", pause, 0.1, 5.0)
     _check_range("--temperature", temperature, 0.0, 2.0)
+    _check_range("--guidance", guidance, 0.0, 10.0)
     _check_range("--threads", threads, 1, 256)
     wanted, name = _source(text, file)
     target, play = _target(output, stream, raw, name)
     tables = [_check_table(table) for table in timestamps or []]
     if isinstance(wanted, str) and not wanted.strip():
         raise BadInput("there is no text to say")
-    from ...tts.synthesizer import Synthesizer
+    from ...tts.synthesizer import load_synthesizer
     from ..runtime import use_threads
 
     use_threads(threads)
     started = time.perf_counter()
-    synthesizer = Synthesizer.load(model)
-    _check_voice(voice, synthesizer.voices)
+    synthesizer = load_synthesizer(model)
+    if tables and not synthesizer.timed:
+        raise BadInput("this model does not know when its words sound; --timestamps needs a pointer model")
+    options: dict[str, Any] = {"voice": _voice(voice, synthesizer)}
+    if guidance is not None:
+        if synthesizer.timed:
+            raise BadInput("--guidance needs a token model that was trained for it (docs/models.md)")
+        options["guidance"] = guidance
     loaded = time.perf_counter()
     chunks = synthesizer.stream(
-        wanted, voice=voice, speed=speed, seed=seed, temperature=temperature, pause=pause, codebooks=codebooks
+        wanted, speed=speed, seed=seed, temperature=temperature, pause=pause, codebooks=codebooks, **options
     )
     bar = not quiet and sys.stderr.isatty() and (not isinstance(wanted, str) or len(wanted) >= LONG_TEXT)
     run = _Run(synthesizer.sample_rate, target, play, raw)
@@ -76,9 +88,9 @@ def say(
 
 def voices(model: Annotated[str, typer.Option("--model", help="Bundled model, or a folder.")] = "default") -> None:
     """List the voices of a model."""
-    from ...tts.synthesizer import Synthesizer
+    from ...tts.synthesizer import load_synthesizer
 
-    for name in Synthesizer.load(model).voices:
+    for name in load_synthesizer(model).voices:
         typer.echo(name)
 
 
@@ -180,9 +192,17 @@ def _check_range(option: str, value: float | None, low: float, high: float) -> N
         raise BadInput(f"{option} must lie between {low:g} and {high:g}, not {value:g}")
 
 
-def _check_voice(voice: str | None, known: Iterable[str]) -> None:
-    if voice is not None and voice not in known:
-        raise BadInput(f"there is no voice {voice!r} in this model; it has {', '.join(known)}")
+def _voice(voice: str | None, synthesizer: Any) -> Any:
+    """The voice as the synthesizer takes it: None, a name that it knows, or the content of a voice file."""
+    from ...tts.voices import SUFFIX, load_voice, unknown_voice
+
+    if voice is None or voice in synthesizer.voices:
+        return voice
+    if not voice.endswith(SUFFIX):
+        raise unknown_voice(voice, synthesizer.voices)
+    if synthesizer.timed:
+        raise BadInput("this model knows its voices by name; voice files need a token model with a flow (--model)")
+    return load_voice(voice)
 
 
 def _check_table(path: str) -> str:

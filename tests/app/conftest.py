@@ -106,6 +106,7 @@ class Tones:
     """The Synthesizer's interface: 0.1 s of tone for each word; "crash" fails, "nan" is no number."""
 
     sample_rate = 24000
+    timed = True
     voices = ("high", "low")
     calls: ClassVar[list[dict[str, Any]]] = []
 
@@ -134,7 +135,7 @@ class Tones:
 def tones(monkeypatch: pytest.MonkeyPatch) -> type[Tones]:
     """`quaver say` with the voice of tones: what is tested is the command, not a model."""
     module = types.ModuleType("quaver.tts.synthesizer")
-    module.Synthesizer = Tones  # type: ignore[attr-defined]
+    module.load_synthesizer = Tones.load  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "quaver.tts.synthesizer", module)
     Tones.calls.clear()
     return Tones

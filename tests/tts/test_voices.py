@@ -1,0 +1,233 @@
+"""Voices: what a reference may be, what a voice file holds, and that it changes who is heard, not what is said."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from quaver.codecs.mel import MelCodec, MelConfig
+from quaver.codecs.semantic import SemanticConfig, SemanticTokenizer
+from quaver.errors import BadInput, ConfigError, CorruptFile, MissingFile
+from quaver.tts.flow_sound import FlowSound, load_sound, tokens_of
+from quaver.tts.speaker import SpeakerEncoder
+from quaver.tts.token_synthesizer import TokenSynthesizer, TokenVoiceSettings
+from quaver.tts.voices import Voice, dump_voice, load_voice, reference_clip, unknown_voice
+
+from ..laws import few, randn, randomised
+from .test_flow import MEL, flow_model
+from .test_token_synthesizer import folder
+from .tokens import token_lm
+
+SIZES = {"mels": 8, "width": 8, "hidden": 12, "levels": (3, 3, 3), "n_fft": 960, "hop": 240}
+BLOCKS = {"low_blocks": 1, "middle_blocks": 1, "upper_blocks": 1}
+
+
+def tokenizer() -> SemanticTokenizer:
+    torch.manual_seed(3)
+    return SemanticTokenizer(SemanticConfig.model_validate({**SIZES, **BLOCKS})).eval()
+
+
+def vocoder() -> MelCodec:
+    torch.manual_seed(1)
+    return randomised(MelCodec(MelConfig.model_validate({**MEL, "hop": 240, "n_fft": 960, "head": "istft"})), scale=0.1)
+
+
+def sound(vector: int = 6) -> FlowSound:
+    made = FlowSound(flow_model(vector=vector, patch=4), vocoder(), codec="tokens", identity="ab" * 32)
+    made.use(tokenizer())
+    return made
+
+
+def speech(seconds: float, seed: int = 0, level: float = 0.2) -> np.ndarray:
+    return (level * np.random.default_rng(seed).standard_normal(round(seconds * 24_000))).astype(np.float32)
+
+
+SOUND = sound()
+VOICE = SOUND.describe(speech(1.5), name="mine", text="hello there")
+
+
+# -- the reference ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("seconds", "level", "text", "words"),
+    [
+        (0.2, 0.2, "", "0.2 s"),
+        (601, 0.2, "", "10 minutes"),
+        (3, 0.0, "", "silent"),
+        (3, 1e-5, "", "silent"),
+        (12, 0.2, "much too long", "transcript"),
+    ],
+)
+def test_a_reference_that_cannot_be_used_is_refused(seconds: float, level: float, text: str, words: str) -> None:
+    with pytest.raises(BadInput, match=words):
+        reference_clip(speech(seconds, level=level), 24_000, text)
+
+
+def test_silence_is_cut_and_the_fullest_ten_seconds_are_kept() -> None:
+    quiet = np.zeros(24_000, np.float32)
+    clip = reference_clip(np.concatenate([quiet, speech(2), quiet]), 24_000)
+    assert 2.0 <= len(clip) / 24_000 <= 2.3
+    long = np.concatenate([speech(1, level=0.1), np.tile(quiet, 10), speech(30, seed=1), np.tile(quiet, 10)])
+    clip = reference_clip(long, 24_000)
+    assert len(clip) == 240_000
+    assert np.abs(clip).reshape(-1, 2400).max(1).min() > 0.1  # no silence in it
+    with pytest.raises(BadInput, match="holds only"):
+        reference_clip(np.concatenate([quiet, speech(0.27), quiet]), 24_000)
+
+
+# -- the file ---------------------------------------------------------------------------------------------------------
+def test_a_voice_file_gives_back_what_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "my.voice"
+    path.write_bytes(dump_voice(VOICE))
+    back = load_voice(path)
+    assert (back.name, back.text, back.flow, back.codec) == ("mine", "hello there", "ab" * 32, "tokens")
+    assert torch.equal(back.tokens, VOICE.tokens)
+    assert torch.equal(back.mel, VOICE.mel)
+    assert VOICE.vector is not None
+    assert back.vector is not None
+    assert torch.equal(back.vector, VOICE.vector)
+    path.write_bytes(dump_voice(replace(VOICE, vector=None)))
+    assert load_voice(path).vector is None
+
+
+@few
+@given(cut=st.integers(0, 3000))
+def test_a_damaged_voice_file_is_said_to_be_one(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+    path = tmp_path_factory.mktemp("v") / "cut.voice"
+    content = dump_voice(VOICE)
+    path.write_bytes(content[: min(cut, len(content) - 1)])
+    with pytest.raises(CorruptFile, match="voice create"):
+        load_voice(path)
+
+
+def test_what_is_no_voice_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MissingFile, match="voice create"):
+        load_voice(tmp_path / "none.voice")
+    save_file({"tokens": torch.zeros(1, 3)}, tmp_path / "other.voice")
+    with pytest.raises(CorruptFile, match="not a voice file of this version"):
+        load_voice(tmp_path / "other.voice")
+    for wrong in (replace(VOICE, mel=VOICE.mel[:, 1:]), replace(VOICE, mel=VOICE.mel * torch.nan)):
+        (tmp_path / "bad.voice").write_bytes(dump_voice(wrong))
+        with pytest.raises(CorruptFile, match="damaged"):
+            load_voice(tmp_path / "bad.voice")
+
+
+def test_a_voice_that_is_misspelt_lists_near_names() -> None:
+    names = ["am_michael", "af_heart", "bf_emma"]
+    assert "did you mean am_michael?" in str(unknown_voice("Michael", names))
+    assert "choose one of am_michael, af_heart, bf_emma" in str(unknown_voice("zzz", names))
+
+
+# -- speaking and converting ------------------------------------------------------------------------------------------
+def spoken(voice: Voice | str, **settings: object) -> np.ndarray:
+    synthesizer = TokenSynthesizer(token_lm("cosyvoice2"), SOUND, TokenVoiceSettings())
+    return synthesizer.say("Hello there.", voice=voice, **settings)
+
+
+def test_a_voice_speaks_and_its_vector_and_prompt_matter() -> None:
+    plain = replace(VOICE, text="")
+    own = spoken(plain)
+    assert np.isfinite(own).all()
+    assert len(own) == len(spoken("a"))  # without a transcript the language model does not hear of it
+    assert np.array_equal(own, spoken(plain))
+    assert VOICE.vector is not None
+    for other in (replace(plain, vector=-VOICE.vector), replace(plain, mel=VOICE.mel + 0.5)):
+        assert np.abs(own - spoken(other)).max() > 1e-6
+
+
+def test_a_transcript_lets_the_language_model_hear_the_voice() -> None:
+    lm = token_lm("cosyvoice2")
+    synthesizer = TokenSynthesizer(lm, SOUND, TokenVoiceSettings())
+    short = replace(VOICE, tokens=VOICE.tokens[:, :12], mel=VOICE.mel[:, :48], text="hi")
+    ids, prompt = synthesizer._context(short)
+    assert prompt is not None
+    assert len(ids) > 0
+    assert not np.array_equal(
+        synthesizer.say("Hello.", voice=short), synthesizer.say("Hello.", voice=replace(short, text=""))
+    )
+    prefix = TokenSynthesizer(token_lm("cosyvoice"), SOUND, TokenVoiceSettings())
+    long = replace(VOICE, text="hello there " * 20)  # does not leave half of the tiny model's positions free
+    assert prefix._context(long) == ((), None)
+    request = synthesizer._requests(short, 0, None, None)(synthesizer.frontend("Hello.")[0], 0)
+    plain = synthesizer._requests("a", 0, None, None)(synthesizer.frontend("Hello.")[0], 0)
+    assert (request.least, request.most) == (plain.least, plain.most)
+
+
+def test_a_voice_of_another_model_is_refused() -> None:
+    with pytest.raises(BadInput, match="another flow"):
+        spoken(replace(VOICE, flow="cd" * 32))
+    with pytest.raises(BadInput, match="vector of 5"):
+        spoken(replace(VOICE, vector=torch.ones(5)))
+    with pytest.raises(BadInput, match="no flow"):
+        from quaver.codecs.native import XCodec, XCodecConfig
+
+        from .conftest import CODEC
+
+        codec = XCodec(XCodecConfig.model_validate(CODEC)).eval()
+        TokenSynthesizer(token_lm("koel"), codec, TokenVoiceSettings()).say("Hi.", voice=VOICE)
+
+
+def test_conversion_keeps_the_length_and_changes_the_voice() -> None:
+    source = speech(0.31, seed=4)
+    a, b = (np.concatenate(list(SOUND.convert(source, voice))) for voice in ("a", VOICE))
+    assert len(a) == len(b) == len(source)
+    assert np.abs(a - b).max() > 1e-6
+    assert np.array_equal(a, np.concatenate(list(SOUND.convert(source, "a"))))
+    with pytest.raises(BadInput, match="no voice"):
+        SOUND.convert(source, "aa")
+    with pytest.raises(BadInput, match="no samples"):
+        SOUND.convert(source[:0], "a")
+
+
+def test_tokens_by_windows_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quaver.tts.flow_sound.WINDOW", 3.0)
+    monkeypatch.setattr("quaver.tts.flow_sound.MARGIN", 2.0)
+    net, audio = tokenizer(), speech(10)
+    whole = net.encode(torch.from_numpy(audio)[None, None])[0][0]
+    parts = list(tokens_of(net, audio))
+    assert len(parts) == 4
+    assert torch.equal(torch.cat(parts, -1), whole)
+
+
+def test_a_flow_without_an_encoder_imitates_by_prompt_alone() -> None:
+    bare = sound(vector=0)
+    voice = bare.describe(speech(1.2))
+    assert voice.vector is None
+    assert len(np.concatenate(list(bare.convert(speech(0.2), voice)))) == 4800
+
+
+# -- the encoder ------------------------------------------------------------------------------------------------------
+def test_speaker_vectors_are_of_unit_length_and_padding_does_not_enter_them() -> None:
+    encoder = randomised(SpeakerEncoder(8, 6, width=8), scale=0.2)
+    mel = randn(2, 8, 41)
+    with torch.no_grad():
+        both = encoder(mel, torch.tensor([41, 22]))
+        alone = encoder(mel[1:, :, :22], torch.tensor([22]))
+    assert torch.allclose(both.norm(dim=-1), torch.ones(2))
+    assert torch.allclose(both[1], alone[0], atol=1e-5)
+    assert not torch.allclose(both[0], both[1], atol=1e-2)
+
+
+# -- folders ----------------------------------------------------------------------------------------------------------
+def test_a_flow_is_loaded_with_its_vocoder_and_tokenizer(tmp_path: Path) -> None:
+    folder(tmp_path / "flow", "flow", SOUND.flow, codec="tokens")
+    folder(tmp_path / "mel-vocoder", "mel", SOUND.vocoder)
+    folder(tmp_path / "tokens", "semantic", tokenizer())
+    loaded = load_sound(str(tmp_path / "flow"))
+    voice = loaded.describe(speech(1.5), text="hello there")
+    assert torch.equal(voice.tokens, VOICE.tokens)
+    assert len(voice.flow) == 64
+    folder(tmp_path / "lm", "token_lm", token_lm("cosyvoice2"), codec="tokens")
+    with pytest.raises(ConfigError, match="no flow"):
+        load_sound(str(tmp_path / "lm"))
+    (tmp_path / "lm" / "settings.json").write_text('{"flow": "flow", "vocoder": "mel-vocoder"}')
+    assert load_sound(str(tmp_path / "lm")).identity == loaded.identity
+    wrong = FlowSound(flow_model(patch=3), vocoder(), codec="tokens")
+    with pytest.raises(ConfigError, match="lasts 960 samples"):
+        wrong.use(tokenizer())
