@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from ..errors import QuaverError
-from .commands import codec, corpus, say, serve, train, voice
+from .commands import codec, corpus, groups, say, serve, train, voice
 from .commands import eval as evaluation
 
 BAD_INPUT = 2
@@ -31,6 +31,7 @@ app.add_typer(voice.app, name="voice")
 app.command("convert")(voice.convert)
 app.add_typer(codec.app, name="codec")
 app.add_typer(corpus.app, name="corpus")
+app.add_typer(groups.app, name="groups")
 app.add_typer(serve.app, name="serve")
 app.add_typer(evaluation.app, name="eval")
 app.command("train")(train.train)

@@ -87,6 +87,7 @@ class TokenSynthesizer:
                 f"the settings' voice {settings.voice!r} is none of the model's: {', '.join(self._names)}"
             )
         self._guided: GuidedLM | None = None
+        self.loop: Callable[[TokenLM | GuidedLM], Generation] = Generation  # or one that speculates
 
     @property
     def voices(self) -> tuple[str, ...]:
@@ -240,7 +241,7 @@ class TokenSynthesizer:
                 continue
             wanted = request(utterance, number)
             if generation is None:
-                generation = Generation(self._model(wanted.guidance != 1))
+                generation = self.loop(self._model(wanted.guidance != 1))
             plan: TokenPlan = generation.join(0, wanted)
             number += 1
             waiting: list[Tensor] = []

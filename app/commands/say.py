@@ -45,6 +45,14 @@ def say(
         int | None, typer.Option("--codebooks", help="Decode only the first so many codebooks.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same speech.")] = 0,
+    speculate: Annotated[
+        str, typer.Option("--speculate", help="off, exact, pcg, budgeted or tolerance (docs/speculation.md).")
+    ] = "off",
+    draft: Annotated[
+        str | None, typer.Option("--draft", help="Who drafts: head, lookup, or a drafter's folder.")
+    ] = None,
+    draft_length: Annotated[int, typer.Option("--draft-length", help="Tokens to draft at a time.")] = 3,
+    delta: Annotated[float, typer.Option("--delta", help="Total variation a step may spend (budgeted).")] = 0.1,
     raw: Annotated[bool, typer.Option("--raw", help="Bare 16-bit samples instead of WAV on stdout.")] = False,
     threads: Annotated[int, typer.Option("--threads", help="CPU threads.")] = 1,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on the terminal.")] = False,
@@ -62,6 +70,7 @@ def say(
         raise BadInput("there is no text to say")
     from ...tts.synthesizer import load_synthesizer
     from ..runtime import use_threads
+    from ..speculation import speculate_with
 
     use_threads(threads)
     started = time.perf_counter()
@@ -73,6 +82,8 @@ def say(
         if synthesizer.timed:
             raise BadInput("--guidance needs a token model that was trained for it (docs/models.md)")
         options["guidance"] = guidance
+    if speculate != "off":
+        speculate_with(synthesizer, model, speculate, draft, draft_length, delta)
     loaded = time.perf_counter()
     chunks = synthesizer.stream(
         wanted, speed=speed, seed=seed, temperature=temperature, pause=pause, codebooks=codebooks, **options

@@ -17,6 +17,7 @@ TASKS = {
     "token_lm": "TokenLMTask",
     "flow": "FlowTask",
     "vocoder": "VocoderTask",
+    "draft": "DraftTask",
 }
 """Task name -> class; the class lives in the module of the same name."""
 
