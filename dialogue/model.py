@@ -139,10 +139,17 @@ class DuplexModel(StreamingModule):
             self._build_depth(config)
         for table in (m for m in self.modules() if isinstance(m, nn.Embedding)):
             nn.init.normal_(table.weight, std=0.3)
-        initial = torch.tensor([self.text_initial] + [self.audio_initial] * audio)
+        self.register_ids()
+
+    def register_ids(self, device: torch.device | str | None = None) -> None:
+        """Sets the buffers of ids: they follow from the configuration and are not in the state dict."""
+        audio = self.config.own + self.config.user
+        initial = torch.tensor([self.text_initial] + [self.audio_initial] * audio, device=device)
         self.register_buffer("initial", initial, persistent=False)
-        self.register_buffer("delays", torch.tensor(config.stream_delays), persistent=False)
-        self.register_buffer("offsets", torch.arange(audio) * (config.vocab + 1), persistent=False)
+        delays = torch.tensor(self.config.stream_delays, device=device)
+        self.register_buffer("delays", delays, persistent=False)
+        offsets = torch.arange(audio, device=device) * (self.config.vocab + 1)
+        self.register_buffer("offsets", offsets, persistent=False)
 
     def _build_depth(self, config: DuplexConfig) -> None:
         schedule = config.schedule or tuple(range(config.levels))
