@@ -22,6 +22,7 @@ __all__ = [
     "beside",
     "load_manifest",
     "manifest_rows",
+    "reader",
     "words_of",
     "write_manifest",
 ]
@@ -118,7 +119,7 @@ def _item(row: dict[str, Any], folder: Path, where: str, textless: bool) -> Item
         if "recording" in row:
             row = _flat_cut(row)
         text = str(row.get("text", "") if textless else row["text"])
-        phonemes = row.get("phonemes") or (_reader()(text) if text.strip() else "")
+        phonemes = row.get("phonemes") or (reader()(text) if text.strip() else "")
         phones, ranges = phones_from_misaki(phonemes) if phonemes else ([], [])
         return Item(
             id=_id(row),
@@ -155,7 +156,8 @@ def _flat_cut(cut: dict[str, Any]) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)
-def _reader() -> Any:
+def reader() -> Any:
+    """The G2P: text -> a phoneme string."""
     from hibari.g2p import G2P  # takes a second to load
 
     return G2P()

@@ -57,7 +57,7 @@ class Trainer:
         self.parameters = [p for p in task.network.parameters() if p.requires_grad]
         self.optimizer = _adamw(task.network, recipe.optimizer, fused=True)
         self.ema = {k: v.detach().clone().float() for k, v in _trained(task.model).items()}
-        self.step = 0
+        self.step, self.stopped = 0, False
         out.mkdir(parents=True, exist_ok=True)
         if resume and (out / "last" / "progress.json").exists():
             self._load()
@@ -67,7 +67,7 @@ class Trainer:
         recipe, sums, count, since = self.recipe, {}, 0, time.monotonic()
         with self._progress() as bar:
             job = bar.add_task(recipe.name, total=recipe.steps, completed=self.step)
-            while self.step < recipe.steps:
+            while self.step < recipe.steps and not self.stopped:
                 for name, value in self._one_step().items():
                     sums[name] = sums.get(name, 0.0) + value
                 self.step += 1

@@ -7,6 +7,7 @@ past is imperfect (research/tts.md 6.4).
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from ...codecs.loading import load_weights, model_folder
+from ...codecs.loading import load_weights, model_folder, read_config, validated
 from ...tts.lm import SpeechLM, SpeechLMConfig, phone_features
 from ...tts.text import is_pause
 from ..align import pointers, progress_of, speaking_rate
@@ -53,11 +54,13 @@ class LMTask:
         voices = sorted({p.entries[int(i)].voice for p, u in zip(self.mixture.packs, self.mixture.usable) for i in u})
         self._drop_unaligned()
         rates = [self._mean_rate(voice) for voice in voices]
-        self.settings = SpeechLMConfig.model_validate({**recipe.model, "voices": voices, "rates": rates})
-        self.voice_ids = {voice: i for i, voice in enumerate(voices)}
-        self.model = SpeechLM(self.settings)
-        if recipe.init is not None:
-            load_weights(self.model, model_folder(str(recipe.init)))
+        if recipe.init is None:
+            settings = SpeechLMConfig.model_validate({**recipe.model, "voices": voices, "rates": rates})
+            self.model = SpeechLM(settings)
+        else:
+            self.model = _continued(model_folder(str(recipe.init)), recipe.model, dict(zip(voices, rates, strict=True)))
+        self.settings = self.model.config
+        self.voice_ids = {voice: i for i, voice in enumerate(self.settings.voices)}
         self.network = _Network(self.model, self.options)
         self.seconds = recipe.batch_seconds
 
@@ -121,6 +124,24 @@ class LMTask:
             "voice": self.voice_ids[entry.voice],
             "rate": 0.0 if rng.random() < self.options.rate_drop else float(np.clip(rate, -0.4, 0.4)),
         }
+
+
+def _continued(folder: Path, settings: dict[str, Any], rates: dict[str, float]) -> SpeechLM:
+    """The model of a checkpoint with its voices and those of the data (`rates`: voice -> phones per second); a new
+    voice begins as the mean of the others."""
+    config = read_config(folder)
+    voices = tuple(config.get("voices", ("default",)))
+    old = validated(SpeechLMConfig, {**settings, "voices": voices, "rates": ()}, folder)
+    known = dict(zip(voices, config.get("rates") or [float(np.mean(list(rates.values())))] * len(voices), strict=True))
+    known |= rates
+    model = SpeechLM(old)
+    load_weights(model, folder)
+    new = len(known) - len(voices)
+    grown = SpeechLM(old.model_copy(update={"voices": tuple(known), "rates": tuple(known.values())}))
+    tensors = model.state_dict()
+    table = tensors["voice.weight"]
+    grown.load_state_dict({**tensors, "voice.weight": torch.cat([table, table.mean(0, keepdim=True).expand(new, -1)])})
+    return grown
 
 
 class _Network(nn.Module):
