@@ -16,7 +16,7 @@ def sample_rows(logits: Tensor, temperature: Tensor, top_k: Tensor, uniform: Ten
         uniform: `[slot]` in [0, 1).
     """
     vocab = logits.shape[-1]
-    best, ids = logits.float().sort(-1, descending=True, stable=True)
+    best, ids = logits.float().sort(stable=True, dim=-1, descending=True)
     kept = torch.where(top_k > 0, top_k, vocab)[:, None]
     best = best.masked_fill(torch.arange(vocab, device=logits.device) >= kept, float("-inf"))
     cold = temperature <= 0

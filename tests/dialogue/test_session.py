@@ -186,11 +186,11 @@ def test_a_model_that_has_learnt_silence_keeps_it_and_speaks_when_it_is_told_to(
 
 
 def test_constant_memory_past_the_ring() -> None:
-    """200 frames through a window of 24: the state stays as large, and so do the numbers."""
+    """90 frames through a window of 24: the state stays as large, and so do the numbers."""
     made = batch(1)
     made.join(0)
     before = made.state.nbytes()
-    heard = noise_frames(200, SIZE)
+    heard = noise_frames(90, SIZE)
     said = [made.step({0: f})[0] for f in heard]
     assert made.state.nbytes() == before
     assert np.isfinite(np.concatenate([f.audio for f in said])).all()

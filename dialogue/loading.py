@@ -1,0 +1,59 @@
+"""Duplex models by name or folder: `config.json` (kind "duplex"), `model.safetensors`, `vocabulary.json`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..codecs.base import Codec
+from ..codecs.loading import load_codec, load_weights, model_folder, read_config, read_json, validated
+from ..errors import ConfigError
+from ..nn.packed import pack_linears
+from .model import DuplexConfig, DuplexModel
+from .monologue import Vocabulary, load_vocabulary
+from .session import DuplexBatch, DuplexSession, DuplexSettings
+
+__all__ = ["DuplexParts", "load_duplex"]
+
+
+@dataclass(frozen=True)
+class DuplexParts:
+    """What a conversation needs; `settings` were chosen on the development dialogues."""
+
+    model: DuplexModel
+    codec: Codec
+    vocabulary: Vocabulary
+    settings: DuplexSettings
+
+    def session(self, settings: DuplexSettings | None = None) -> DuplexSession:
+        """One conversation."""
+        return DuplexSession(self.model, self.codec, self.vocabulary, settings or self.settings)
+
+    def batch(self, slots: int) -> DuplexBatch:
+        """Many."""
+        return DuplexBatch(self.model, self.codec, self.vocabulary, slots)
+
+
+def load_duplex(name: str, *, packed: bool = True) -> DuplexParts:
+    """A duplex model in eval mode; `packed` keeps its weights in half precision where the processor can use them so.
+
+    Raises:
+        MissingFile, ConfigError, CorruptFile: what is wrong with it.
+    """
+    folder = model_folder(name)
+    config = read_config(folder)
+    if config.pop("kind", None) != "duplex":
+        raise ConfigError(f"{folder} is not a duplex model")
+    codec = config.pop("codec", None)
+    if not isinstance(codec, str):
+        raise ConfigError(f"{folder / 'config.json'} does not name the codec that the model speaks")
+    model = DuplexModel(validated(DuplexConfig, config, folder))
+    load_weights(model, folder)
+    path = folder / "settings.json"
+    settings = validated(DuplexSettings, read_json(path), folder, path.name) if path.exists() else DuplexSettings()
+    local = folder.parent / Path(codec).name
+    spoken = load_codec(str(local) if (local / "config.json").exists() else codec)
+    if packed:
+        pack_linears(model)
+        pack_linears(spoken)
+    return DuplexParts(model.eval(), spoken, load_vocabulary(folder), settings)
