@@ -19,7 +19,6 @@ def speculate_with(
         BadInput: an unknown rule, settings out of range, or a model that cannot.
     """
     from ..tts.speculative_voice import MODES, SpeculationSettings, speculate
-    from ..tts.synthesizer import DEFAULT_VOICE_MODEL
 
     if mode not in MODES:
         raise BadInput(f"--speculate is off, {', '.join(MODES)}, not {mode!r}")
@@ -27,5 +26,7 @@ def speculate_with(
         raise BadInput(f"--draft-length must lie between 0 and 64, not {length}")
     if not delta >= 0:
         raise BadInput(f"--delta cannot be negative: {delta}")
+    from ..tts.synthesizer import DEFAULT_VOICE_MODEL
+
     settings = SpeculationSettings(mode=mode, draft=draft, length=length, delta=delta, groups=groups)
     speculate(synthesizer, DEFAULT_VOICE_MODEL if model == "default" else model, settings)

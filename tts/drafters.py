@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..codecs.loading import load_weights, model_folder, read_config
 from ..errors import BadInput, ConfigError
 from ..nn.state import State
-from .backbones import HFConfig
+from .backbones import HFBackbone, HFConfig
 from .layouts import SPEECH, Item
 from .sampling import SamplingConfig, draw, sampling_law
 from .token_heads import MultiTokenHead, ParallelHead
@@ -421,7 +421,8 @@ def first_layers(lm: TokenLM, layers: int) -> TokenLM:
     """
     backbone = lm.config.backbone
     if isinstance(backbone, HFConfig):
-        total = int(backbone.arch.get("num_hidden_layers", 0)) or lm.backbone.layers  # type: ignore[union-attr]
+        assert isinstance(lm.backbone, HFBackbone)
+        total = lm.backbone.layers
         arch = {k: v for k, v in backbone.arch.items() if k != "layer_types"} | {"num_hidden_layers": layers}
         smaller: Any = backbone.model_copy(update={"arch": arch})
     else:

@@ -249,8 +249,10 @@ def load_groups(path: Path, sha256: str | None = None) -> Groups:
                 )
             channels = []
             for level, (count, vocab) in enumerate(zip(facts["counts"], facts["vocabs"], strict=True)):
-                pairs = [file.get_tensor(f"{level}.{name}").long() for name in ("groups", "tokens")]
-                channels.append(Channel(*pairs, torch.ones(len(pairs[0])), count, vocab))
+                labels, tokens = (file.get_tensor(f"{level}.{name}").long() for name in ("groups", "tokens"))
+                channels.append(Channel(labels, tokens, torch.ones(len(labels)), count, vocab))
+    except (ConfigError, CorruptFile):
+        raise
     except (SafetensorError, KeyError, ValueError, TypeError, BadInput) as error:
         raise CorruptFile(f"{path} is damaged ({error}); make it again with `quaver groups build MODEL`") from None
     return Groups(tuple(channels), tuple(facts["thresholds"]), tuple(facts["live"]), bool(facts["partition"]))

@@ -60,7 +60,8 @@ def speculate(synthesizer: Any, name: str, settings: SpeculationSettings) -> Non
         BadInput: a model that cannot, or settings out of range. MissingFile, ConfigError, CorruptFile: of the drafter
             or the groups.
     """
-    lm, folder = synthesizer.lm, model_folder(name)
+    lm: Any = synthesizer.lm
+    folder = model_folder(name)
     along_time = isinstance(lm, TokenLM) and lm.config.codebooks == 1
     if along_time:
         rule = _rule(settings, folder)

@@ -146,7 +146,8 @@ class _AlongTime(nn.Module):
     def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         target, draft, channel = self._held
         device = batch["kind"].device
-        target.to(device), draft.to(device)
+        target.to(device)
+        draft.to(device)
         inputs = tuple(batch[name] for name in ("kind", "value", "ids", "lengths", "codes"))
         chosen = batch["target"] != -1
         chosen &= torch.rand(chosen.shape, device=device) < self.options.share
@@ -199,8 +200,8 @@ def _frames(target: SpeechLM | TokenLM, batch: dict[str, Tensor]) -> tuple[Tenso
         return hidden[chosen], batch["steps"][row, :, place[chosen]]
     steps = target.pattern.pack(batch["codes"])
     encoded = target.phones(batch["phones"], batch["word_start"], batch["upcoming"])
-    place = (
+    pointer, progress = (
         F.pad(batch[k].float(), (0, target.pattern.extra), mode="replicate").long() for k in ("pointer", "progress")
     )
-    hidden = target.hidden(target.shift(steps), encoded, *place, batch["voice"], batch["rate"])
+    hidden = target.hidden(target.shift(steps), encoded, pointer, progress, batch["voice"], batch["rate"])
     return hidden.flatten(0, 1), steps.transpose(1, 2).flatten(0, 1)
