@@ -240,7 +240,7 @@ class Engine:
         """
         try:
             name = self._name(request.model)
-            session = SpeechSession(request, self._checked(name, request), self._wake, self._clock)
+            session = SpeechSession(request, self._checked(name, request), self.wake, self._clock)
         except BadInput as error:
             self._refused(request.model, error.kind)
             raise
@@ -288,7 +288,7 @@ class Engine:
         if error is not None:
             self._refused(session.model, error.kind)
             raise error
-        self._wake()
+        self.wake()
 
     def stats(self) -> EngineStats:
         """A snapshot of the figures."""
@@ -405,7 +405,8 @@ class Engine:
             self._worker.thread.start()
 
     # -- small things -------------------------------------------------------------------------------------------------
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """There is something to do; for sessions of `lanes`, which are made outside."""
         worker = self._worker
         if worker is not None:
             worker.wake.set()

@@ -17,6 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match
 
 from ..engine import Engine
+from ..engine_duplex import EngineBackend
 from . import http, logs, moshi, realtime, websocket
 from .duplex import DuplexBackend
 from .gate import Gate
@@ -88,6 +89,9 @@ def _life(
     async def life(app: FastAPI) -> AsyncIterator[None]:
         metrics: Metrics = app.state.metrics
         engine = await asyncio.to_thread(make_engine, metrics)
+        for backend in (duplex or {}).values():
+            if isinstance(backend, EngineBackend):
+                backend.bind(engine)
         service = SpeechService(engine, app.state.settings, metrics, duplex)
         app.state.service = service
         metrics.watch(engine.stats)

@@ -22,6 +22,7 @@ from .settings import ServerSettings, check_safe_to_bind
 
 if TYPE_CHECKING:
     from ...tts.synthesizer import Synthesizer
+    from ..engine_duplex import EngineBackend
 
 BACKLOG = 128
 KEEPALIVE_SECONDS = 20
@@ -114,14 +115,20 @@ def listen(settings: ServerSettings) -> socket.socket:
     return listener
 
 
-def make_engine(synthesizers: Mapping[str, Synthesizer], settings: ServerSettings, metrics: Metrics) -> Engine:
-    """The engine with the server's settings."""
+def make_engine(
+    synthesizers: Mapping[str, Synthesizer],
+    settings: ServerSettings,
+    metrics: Metrics,
+    duplex: Mapping[str, EngineBackend] | None = None,
+) -> Engine:
+    """The engine with the server's settings; `duplex`: models that listen and speak."""
     return Engine(
         synthesizers,
         slots=settings.slots,
         max_waiting=settings.waiting,
         timeout=settings.limits.speech_seconds,
         observer=metrics,
+        lanes={name: backend.lane(settings.slots) for name, backend in (duplex or {}).items()},
     )
 
 
@@ -132,9 +139,16 @@ def load_app(settings: ServerSettings) -> FastAPI:
         from ...tts.synthesizer import Synthesizer
 
         use_threads(settings.threads)
-        return make_engine({_name(m): Synthesizer.load(m) for m in settings.models}, settings, metrics)
+        speaking = {_name(m): Synthesizer.load(m) for m in settings.models if m not in talking}
+        return make_engine(speaking, settings, metrics, duplex)
 
-    return create_app(engine, settings)
+    from ...codecs.loading import model_folder, read_config
+    from ...dialogue.loading import load_duplex
+    from ..engine_duplex import EngineBackend
+
+    talking = [m for m in settings.models if m != "default" and read_config(model_folder(m)).get("kind") == "duplex"]
+    duplex = {_name(m): EngineBackend(_name(m), load_duplex(m)) for m in talking}
+    return create_app(engine, settings, duplex=duplex)
 
 
 def run(settings: ServerSettings) -> None:

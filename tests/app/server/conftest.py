@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from websockets.sync.client import ClientConnection, connect
 
 from quaver.app.engine import Engine
+from quaver.app.engine_duplex import EngineBackend
 from quaver.app.server.app import create_app
 from quaver.app.server.limits import Limits
 from quaver.app.server.run import Server, listen, make_engine, make_server
@@ -107,7 +108,8 @@ def serving(
     chosen = ServerSettings(
         port=0, keys=settings.pop("keys", folder / "keys.json"), limits=Limits(**(limits or {})), **settings
     )
-    app = create_app(lambda metrics: make_engine({"tiny": synthesizer}, chosen, metrics), chosen, duplex=duplex)
+    lanes = {name: its for name, its in (duplex or {}).items() if isinstance(its, EngineBackend)}
+    app = create_app(lambda metrics: make_engine({"tiny": synthesizer}, chosen, metrics, lanes), chosen, duplex=duplex)
     server, listener = make_server(app, chosen), listen(chosen)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), name="server")
     thread.start()
