@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from ..errors import QuaverError
-from .commands import codec, corpus, groups, say, serve, train, voice
+from .commands import chat, codec, corpus, dialogues, eval_duplex, groups, say, serve, train, voice
 from .commands import eval as evaluation
 
 BAD_INPUT = 2
@@ -34,6 +34,9 @@ app.add_typer(corpus.app, name="corpus")
 app.add_typer(groups.app, name="groups")
 app.add_typer(serve.app, name="serve")
 app.add_typer(evaluation.app, name="eval")
+app.command("chat")(chat.chat)
+corpus.app.command("dialogues")(dialogues.dialogues)
+evaluation.app.command("duplex")(eval_duplex.duplex)
 app.command("train")(train.train)
 app.command("export")(train.export)
 

@@ -130,6 +130,8 @@ class Trainer:
         _save(exported, self.out / "model.safetensors")
         _write(self.out / "config.json", json.dumps(self.task.config(), indent=1, ensure_ascii=False))
         _write(self.out / "recipe.json", self.recipe.model_dump_json(indent=1))
+        if (save_extra := getattr(self.task, "save_extra", None)) is not None:  # a vocabulary, say
+            save_extra(self.out)
         _write(last / "progress.json", json.dumps({"step": self.step}))
 
     def _load(self) -> None:

@@ -17,6 +17,7 @@ TASKS = {
     "token_lm": "TokenLMTask",
     "flow": "FlowTask",
     "vocoder": "VocoderTask",
+    "duplex": "DuplexTask",
     "draft": "DraftTask",
 }
 """Task name -> class; the class lives in the module of the same name."""

@@ -1,0 +1,158 @@
+"""Trains the duplex model on two-channel dialogues: crops of a fixed length, Moshi's loss.
+
+The text stream carries the assistant's words (`text_of: own`); with `text_of: user` and a later text the same task
+trains a streaming recogniser, with an earlier text a synthesizer (the text's delay is the model's own setting).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from ...codecs.base import Codec
+from ...codecs.loading import load_codec, load_weights, model_folder
+from ...dialogue.model import DuplexConfig, DuplexModel, LossWeights
+from ...dialogue.monologue import PieceVocabulary, load_vocabulary, monologue
+from ...errors import BadInput, ConfigError
+from ..corpus import beside
+from ..dialogue_audio import DialogueRow, load_dialogues, read_channels
+from ..dialogues import texts
+from ..recipe import Recipe
+
+__all__ = ["DuplexTask"]
+
+
+class Options(BaseModel):
+    """Attributes:
+    codec: whose codes the model speaks; a bundled name or a folder.
+    crop: seconds of a crop. words: size of the vocabulary in whole words.
+    loss: weights of the streams. text_of: whose words the text stream holds.
+    own_absent, user_absent: shares of crops in which that speaker's voice is hidden from the model and its loss
+        (1 for the user makes a synthesizer, 1 for the model's own voice a recogniser).
+    replace: share of the past frames of the model's own voice whose codes are drawn at random (history corruption).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    codec: str = "quaver-24k"
+    crop: float = Field(default=12.0, gt=0)
+    words: int = Field(default=420, ge=1)
+    loss: LossWeights = LossWeights()
+    text_of: Literal["own", "user"] = "own"
+    own_absent: float = Field(default=0.0, ge=0, le=1)
+    user_absent: float = Field(default=0.0, ge=0, le=1)
+    replace: float = Field(default=0.05, ge=0, le=1)
+
+
+class DuplexTask:
+    """See the module's text. `data` of the recipe names folders of dialogues."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.options = Options.model_validate(recipe.options)
+        self.vocabulary = self._vocabulary(recipe)
+        codec = load_codec(self.options.codec)
+        self.spec = codec.frame_spec
+        if self.spec.kind != "codes":
+            raise ConfigError(f"the codec {self.options.codec} gives no codes; choose one with a quantizer")
+        size, pad, epad = self.vocabulary.size, self.vocabulary.pad, self.vocabulary.epad
+        made = {"text_vocab": size, "vocab": self.spec.vocab, "pad": pad, "epad": epad}
+        self.settings = DuplexConfig.model_validate(made | recipe.model)
+        self.model = DuplexModel(self.settings)
+        if recipe.init is not None:
+            load_weights(self.model, model_folder(str(recipe.init)))
+        self.network = _Network(self.model, self.options)
+        self.rows, weights = [], []
+        for source in recipe.data:
+            rows = load_dialogues(source.pack, "train")
+            if not rows:
+                raise BadInput(f"{source.pack} holds no dialogues to train on (split train)")
+            self.rows += rows
+            weights += [source.weight * row.seconds / sum(r.seconds for r in rows) for row in rows]
+        self.weights = np.array(weights) / sum(weights)
+        self.codes = [self._coded(codec, row) for row in self.rows]
+        self.frames = max(1, round(self.options.crop * float(self.spec.rate)))
+        self.crops = max(1, round(recipe.batch_seconds / self.options.crop))
+
+    def _vocabulary(self, recipe: Recipe) -> PieceVocabulary:
+        if recipe.init is not None:
+            held = load_vocabulary(model_folder(str(recipe.init)))
+            if isinstance(held, PieceVocabulary):
+                return held
+        return PieceVocabulary.of_texts(texts(), self.options.words)
+
+    def config(self) -> dict[str, Any]:
+        return {"kind": "duplex", "codec": self.options.codec, **self.settings.model_dump()}
+
+    def save_extra(self, out: Path) -> None:
+        """What a run's folder needs besides weights and configuration."""
+        self.vocabulary.save(out / "vocabulary.json")
+
+    def _coded(self, codec: Codec, row: DialogueRow) -> np.ndarray:
+        """Codes uint16 `[2, codebook, frame]` of both channels (user, assistant); made once, kept beside the audio."""
+        path = row.path.parent / f"codes.{Path(self.options.codec).name}" / f"{row.id}.npy"
+        if path.exists():
+            return np.load(path, allow_pickle=False)
+        audio = torch.from_numpy(np.ascontiguousarray(read_channels(row)))[:, None]
+        with torch.inference_mode():
+            codes = codec.encode(audio)[0].numpy().astype(np.uint16)
+        path.parent.mkdir(exist_ok=True)
+        with beside(path) as part:
+            np.save(part, codes)
+        return codes
+
+    def batch(self, rng: np.random.Generator, step: int) -> dict[str, Tensor]:
+        picked = rng.choice(len(self.rows), size=self.crops, p=self.weights)
+        return {"codes": torch.stack([self._crop(int(i), rng) for i in picked])}
+
+    def _crop(self, index: int, rng: np.random.Generator) -> Tensor:
+        """LongTensor `[stream, frame]`; `nothing` past the end of the dialogue."""
+        row, codes, settings = self.rows[index], self.codes[index], self.settings
+        total, nothing = codes.shape[-1], self.model.nothing
+        start = int(rng.integers(max(1, total - self.frames + 1)))
+        crop = torch.from_numpy(codes[..., start : start + self.frames].astype(np.int64))
+        words = row.words if self.options.text_of == "own" else _user_words(row)
+        text = monologue(words, total, self.spec.rate, self.vocabulary)[start : start + self.frames]
+        user, own = crop[0, : settings.user].clone(), crop[1, : settings.own].clone()
+        if rng.random() < self.options.own_absent:
+            own.fill_(nothing)
+        if rng.random() < self.options.user_absent:
+            user.fill_(nothing)
+        streams = torch.cat([text[None], own, user])
+        return nn.functional.pad(streams, (0, self.frames - streams.shape[-1]), value=nothing)
+
+
+def _user_words(row: DialogueRow) -> list[tuple[str, float, float]]:
+    """The user's words, spread evenly over what the script says (their exact times are not known of every voice)."""
+    words = []
+    for event in row.events:
+        said = event.text.split() if event.kind in ("turn", "interrupt") else []
+        each = (event.end - event.start) / max(1, len(said))
+        words += [(w, event.start + i * each, event.start + (i + 1) * each) for i, w in enumerate(said)]
+    return sorted(words, key=lambda w: w[1])
+
+
+class _Network(nn.Module):
+    def __init__(self, model: DuplexModel, options: Options) -> None:
+        super().__init__()
+        self.model, self.options = model, options
+
+    def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        losses = self.model.loss(batch["codes"], self.options.loss, self._corrupted(batch["codes"]))
+        levels = losses.pop("levels", None)
+        return losses if levels is None else {**losses, "semantic": levels[0], "acoustic": levels[1:].mean()}
+
+    def _corrupted(self, codes: Tensor) -> Tensor:
+        """Some frames of the model's own past with random codes: at inference its past is not perfect either."""
+        config, own = self.model.config, slice(1, 1 + self.model.config.own)
+        if not self.options.replace or not config.own:
+            return codes
+        noisy = codes.clone()
+        dice = torch.rand(codes.shape[0], 1, codes.shape[-1], device=codes.device) < self.options.replace
+        random = torch.randint_like(codes[:, own], config.vocab)
+        noisy[:, own] = torch.where(dice & (codes[:, own] >= 0), random, codes[:, own])
+        return noisy
