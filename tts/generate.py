@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from ..errors import BadInput
 from ..nn.state import State
 from .lm import PhoneFeatures, SpeechLM
-from .phones import PAUSES, PHONE_IDS
+from .marks import FASTEST, SLOWEST
+from .phones import PAUSES, PHONE_IDS, phone_weight
 from .sampling import SamplingConfig
 
 __all__ = ["Chunk", "Frame", "Generation", "Plan", "PointerPlan", "Request", "StepModel"]
@@ -118,6 +119,8 @@ class Request:
         speed: 1 = the voice's own pace. pause: factor on the length of pauses.
         sampling: for the codes. advance_temperature: for the pointer; lower is steadier.
         seed: of the request's own generator.
+        frames: how long to be: the speed is then whatever ends in time (0.5 to 2), and the last pause fills the rest.
+            pace: frames per phone that the model is expected to take by itself; used with `frames`.
         whole: False if more of the text is to come (`Generation.extend`); the plan waits where it would need it.
     """
 
@@ -129,6 +132,8 @@ class Request:
     advance_temperature: float = 0.7
     seed: int = 0
     whole: bool = True
+    frames: int | None = None
+    pace: float = 2.0
 
     def plan(self, lm: SpeechLM) -> PointerPlan:
         """Raises BadInput for what would break a step."""
@@ -161,7 +166,8 @@ class PointerPlan:
         self.encoded: Tensor | None = None  # phones as the model reads them, set when the request joins
         self.context = lm.phones.context
         # Enough for a slow, drawn-out phone; beyond it the pointer is stuck and must move.
-        self.longest = math.ceil(lm.config.longest / min(1.0, request.speed * 0.9))
+        slowest = request.speed if request.frames is None else SLOWEST
+        self.longest = math.ceil(lm.config.longest / min(1.0, slowest * 0.9))
 
     @property
     def done(self) -> bool:
@@ -205,17 +211,31 @@ class PointerPlan:
         return None
 
     @property
+    def speed(self) -> float:
+        """As requested, or what it takes from here to end after `request.frames`."""
+        if self.request.frames is None:
+            return self.request.speed
+        left = self.request.pace * (phone_weight(self.ids[self.pointer :]) - self.spent / self.request.pace)
+        return max(SLOWEST, min(FASTEST, left / max(1, self._room)))
+
+    @property
+    def _room(self) -> int:
+        """Frames that are left of `request.frames`."""
+        assert self.request.frames is not None
+        return self.request.frames - len(self.pointers)
+
+    @property
     def rate(self) -> float:
         """The part of the speed that the model itself is asked for, as log rate."""
-        return max(-RATE_RANGE, min(RATE_RANGE, math.log(self.request.speed)))
+        return max(-RATE_RANGE, min(RATE_RANGE, math.log(self.speed)))
 
     @property
     def progress(self) -> int:
         """Frames in the phone as the model counts them: the part of speed and pause that its training does not
         cover."""
-        warp = math.exp(math.log(self.request.speed) - self.rate)
+        warp = math.exp(math.log(self.speed) - self.rate)
         if self.ids[self.pointer] in _PAUSE_IDS:
-            warp = 1.0 / max(self.request.pause, 1e-3)
+            warp = (1.0 if self.request.frames is None else self.speed) / max(self.request.pause, 1e-3)
         return int(self.spent * warp)
 
     def uniform(self) -> Tensor:
@@ -254,6 +274,8 @@ class PointerPlan:
 
     def _draw_advance(self, logits: list[float]) -> int:
         """Draws the advance; forced when the phone has lasted too long, bounded so that pauses are never skipped."""
+        if self.request.frames is not None and self.pointer == len(self.ids) - 1:
+            return int(self._room <= 0)  # the last pause takes what is left
         stretch = max(1.0, self.request.pause) if self.ids[self.pointer] in _PAUSE_IDS else 1.0
         if self.spent + 1 >= self.longest * stretch:
             return 1

@@ -11,6 +11,7 @@ The order of `PHONES` and `BASE_PHONES` is frozen: models store indices. New sym
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from types import MappingProxyType
 
 from ..errors import BadInput
@@ -31,6 +32,7 @@ __all__ = [
     "is_vowel",
     "misaki_from_espeak",
     "parse_misaki",
+    "phone_weight",
     "phone_id",
     "phones_from_misaki",
     "strip_stress",
@@ -60,6 +62,9 @@ PHONE_IDS = MappingProxyType({symbol: index for index, symbol in enumerate(PHONE
 BASE_IDS = MappingProxyType({symbol: index for index, symbol in enumerate(BASE_PHONES)})
 
 _VOWELS, _CONSONANTS, _PAUSES = frozenset(VOWELS), frozenset(CONSONANTS), frozenset(PAUSES)
+_PAUSE_IDS = frozenset(PHONE_IDS[symbol] for symbol in (START, *PAUSES))
+PAUSE_WEIGHT = 4.0
+"""A pause lasts about as long as so many phones."""
 _RANK = {",": 0, ".": 1, "!": 2, "?": 3}
 _PAUSE_OF = {
     ",": ",",
@@ -157,6 +162,11 @@ def is_pause(symbol: str) -> bool:
 def is_vowel(symbol: str) -> bool:
     """True for a vowel or diphthong, stressed or not."""
     return strip_stress(symbol) in _VOWELS
+
+
+def phone_weight(ids: Iterable[int]) -> float:
+    """How long phones (by id, `START` included) are expected to last together, counted in phones that are no pauses."""
+    return sum(PAUSE_WEIGHT if i in _PAUSE_IDS else 1.0 for i in ids)
 
 
 def unknown_symbols(string: str) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import gc
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -27,6 +27,8 @@ from ..errors import BadInput
 from .decoder import BatchDecoder
 from .generate import Frame, Generation, PointerPlan, Request
 from .lm import SpeechLM
+from .marks import FASTEST, SLOWEST
+from .phones import PHONE_IDS, START, phone_weight
 from .sampling import SamplingConfig
 from .script import Script, features_of
 from .text import Utterance
@@ -62,6 +64,7 @@ class SpeechSettings:
 
     Attributes:
         voice: speaker id. codebooks: decode only so many levels, or None for all. The rest is as in `Request`.
+        duration: seconds that the whole answer is to last (its text must be known); pace: as in `Request`.
     """
 
     voice: int
@@ -71,6 +74,18 @@ class SpeechSettings:
     sampling: SamplingConfig
     advance_temperature: float
     codebooks: int | None = None
+    duration: float | None = None
+    pace: float = 2.0
+
+    def frames(self, utterance: Utterance, after: Sequence[Utterance], spent: int, frame_seconds: float) -> int | None:
+        """How many frames the next utterance may take, so that it and those after it end in time: its share by the
+        count of its phones, without the breaks that the text asks for."""
+        if self.duration is None:
+            return None
+        breaks = sum(seconds for u in (utterance, *after) for _, seconds in u.breaks)
+        left = (self.duration - breaks) / frame_seconds - spent
+        own, rest = expected_phones([utterance]), expected_phones(after)
+        return max(1, round(left * own / (own + rest)))
 
     def request(self, utterance: Utterance, number: int, whole: bool = True) -> Request:
         """The request of the answer's sentence `number`; not `whole` if more of it is to come. Sentences must not
@@ -79,12 +94,17 @@ class SpeechSettings:
             features_of(utterance, whole),
             whole=whole,
             voice=self.voice,
-            speed=self.speed,
+            speed=min(FASTEST, max(SLOWEST, self.speed * utterance.rate)),
             pause=self.pause,
             sampling=self.sampling,
             advance_temperature=self.advance_temperature,
             seed=self.seed + 1_000_003 * number,
         )
+
+
+def expected_phones(utterances: Sequence[Utterance]) -> float:
+    """How long utterances are expected to last, counted in phones that are no pauses."""
+    return sum(phone_weight([PHONE_IDS[p] for p in (START, *u.phones)]) for u in utterances)
 
 
 class _Answer:
@@ -282,8 +302,10 @@ class SpeechBatch:
         if utterance is not None:
             answer.share_before, answer.share = before, answer.script.share
             request = answer.settings.request(utterance, answer.sentences, whole=not answer.script.growing)
-            plan = self.generation.join(slot, request)
-            answer.begin(utterance, plan, self.codec.frame_size / self.codec.sample_rate)
+            seconds = self.codec.frame_size / self.codec.sample_rate
+            frames = answer.settings.frames(utterance, answer.script.upcoming, answer.frames_in, seconds)
+            plan = self.generation.join(slot, replace(request, frames=frames, pace=answer.settings.pace))
+            answer.begin(utterance, plan, seconds)
 
     def _grow(self, slot: int, answer: _Answer) -> None:
         """Gives the sentence that is being spoken what has arrived of it."""

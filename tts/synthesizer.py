@@ -4,7 +4,7 @@ business."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from ..nn.packed import pack_linears
 from .lm import SpeechLM, SpeechLMConfig
 from .sampling import SamplingConfig
 from .script import Script, Split
-from .speaking import CHUNKS, AudioChunk, SpeechBatch, SpeechSettings
+from .speaking import CHUNKS, AudioChunk, SpeechBatch, SpeechSettings, expected_phones
 from .text import Frontend
 from .timeline import TimedSpan
 from .voices import unknown_voice
@@ -32,6 +32,8 @@ DEFAULT_VOICE_MODEL = "quaver-en"
 SPEEDS = (0.5, 2.0)
 PAUSES = (0.1, 5.0)
 MAX_SEED = 2**62
+PHONE_RATE = 13.0
+"""Phones per second outside pauses, of a voice that does not say how fast it speaks."""
 
 
 @dataclass
@@ -151,6 +153,7 @@ class Synthesizer:
         pause: float = 1.0,
         codebooks: int | None = None,
         split: Split = "sentence",
+        duration: float | None = None,
     ) -> Iterator[AudioChunk]:
         """Speaks a text, or pieces of text as they arrive.
 
@@ -160,6 +163,7 @@ class Synthesizer:
             temperature: of the codes, instead of the voice's own setting.
             codebooks: decode only so many levels (a smaller, rougher sound).
             split: how text in pieces is spoken, see `Script`.
+            duration: seconds that the whole answer is to last, instead of a speed (of a text that is there as a whole).
 
         Raises:
             BadInput: nothing to speak, an unknown voice, or a setting out of range. Checked before the first chunk.
@@ -167,12 +171,16 @@ class Synthesizer:
         settings = self.settings_of(
             voice=voice, speed=speed, seed=seed, temperature=temperature, pause=pause, codebooks=codebooks
         )
+        if duration is not None and (speed != 1 or not isinstance(text, str)):
+            raise BadInput("a duration takes the place of the speed, and needs the whole text at once")
         if not isinstance(text, str):
             return self._speak(Script(self.frontend, by=split), settings, iter(text))
         if not text.strip():
             raise BadInput("there is no text to speak; give at least one word")
         script = Script(self.frontend, text)
         script.read_all()
+        if duration is not None:
+            settings = self._lasting(settings, script, duration)
         return self._speak(script, settings, iter(()))
 
     def say(self, text: str | Iterable[str], **settings: Any) -> Speech:
@@ -218,6 +226,24 @@ class Synthesizer:
             sampling = sampling.model_copy(update={"temperature": temperature})
         speaker = self.lm.config.voices.index(self.settings.names[name])
         return SpeechSettings(speaker, speed, seed, pause, sampling, self.settings.advance_temperature, codebooks)
+
+    def _lasting(self, settings: SpeechSettings, script: Script, duration: float) -> SpeechSettings:
+        """Settings for an answer of so many seconds.
+
+        Raises:
+            BadInput: the voice would have to speak slower or faster than it can.
+        """
+        rates = self.lm.config.rates
+        phone = 1 / (rates[settings.voice] if rates else PHONE_RATE)
+        breaks = sum(seconds for u in script.upcoming for _, seconds in u.breaks)
+        usual = phone * expected_phones(script.upcoming)
+        low, high = (breaks + usual / speed for speed in reversed(SPEEDS))
+        if not low <= duration <= high:
+            raise BadInput(
+                f"this text lasts about {breaks + usual:.1f} s; a duration may lie between {low:.1f} and {high:.1f} s"
+            )
+        frames = phone * self.codec.sample_rate / self.codec.frame_size
+        return replace(settings, duration=duration, pace=frames)
 
     def batch(self, slots: int = 1, chunks: Sequence[int] = CHUNKS) -> SpeechBatch:
         """Slots that speak many answers at once, with this model."""

@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 import threading
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from functools import lru_cache
 from typing import Any
 
 from ..errors import BadInput, MissingExtra
+from .marks import marked_sentences
 from .phones import (
     BASE_IDS,
     BASE_PHONES,
@@ -97,13 +98,15 @@ class Utterance:
     """One sentence: phones of `PHONES`, words that cover every phone but the pauses, in order, without overlap.
 
     `breaks` are the extra silences that `<break time="500ms"/>` asked for: (index of the phone after which it comes,
-    seconds); the index is that of a pause symbol, or -1 for silence before the first phone.
+    seconds); the index is that of a pause symbol, or -1 for silence before the first phone. `rate` is the pace that
+    marks asked for.
     """
 
     text: str
     phones: tuple[str, ...]
     words: tuple[WordSpan, ...]
     breaks: tuple[tuple[int, float], ...] = ()
+    rate: float = 1.0
 
 
 class Frontend:
@@ -125,7 +128,11 @@ class Frontend:
         """
         if not text.strip():
             raise BadInput("there is no text to speak; give at least one word")
-        utterances = [utterance for sentence in split_sentences(text) for utterance in self.sentence(sentence)]
+        utterances = [
+            replace(utterance, rate=rate)
+            for sentence, rate in marked_sentences(text)
+            for utterance in self.sentence(sentence)
+        ]
         if not utterances:
             raise BadInput(_nothing_to_read(text))
         return utterances

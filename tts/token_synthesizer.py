@@ -187,6 +187,8 @@ class TokenSynthesizer:
         before, prompt = self._context(voice) if isinstance(voice, Voice) else ((), None)
 
         def request(utterance: Utterance, number: int) -> TokenRequest:
+            if utterance.rate != 1:
+                raise BadInput("this model cannot change its pace; leave <prosody rate> away, or take a pointer model")
             ids = phone_text(utterance.phones, frozenset(w.start for w in utterance.words))
             least = max(1, math.floor(config.shortest * len(ids)))  # of what is new, not of the transcript
             most = max(2, least, math.ceil(config.longest * len(ids)))

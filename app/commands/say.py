@@ -36,6 +36,9 @@ def say(
     ] = None,
     model: Annotated[str, typer.Option("--model", help="Bundled model, or a folder.")] = "default",
     speed: Annotated[float, typer.Option("--speed", help="0.5 (slow) to 2 (fast).")] = 1.0,
+    duration: Annotated[
+        float | None, typer.Option("--duration", help="Seconds that the speech is to last, instead of --speed.")
+    ] = None,
     pause: Annotated[float, typer.Option("--pause", help="Length of pauses, 0.1 to 5 times the usual.")] = 1.0,
     temperature: Annotated[float | None, typer.Option("--temperature", help="0 (always the likeliest) to 2.")] = None,
     guidance: Annotated[
@@ -78,6 +81,10 @@ def say(
     if tables and not synthesizer.timed:
         raise BadInput("this model does not know when its words sound; --timestamps needs a pointer model")
     options: dict[str, Any] = {"voice": _voice(voice, synthesizer)}
+    if duration is not None:
+        if not synthesizer.timed:
+            raise BadInput("this model does not know how long it speaks; --duration needs a pointer model")
+        options["duration"] = duration
     if guidance is not None:
         if synthesizer.timed:
             raise BadInput("--guidance needs a token model that was trained for it (docs/models.md)")
