@@ -83,7 +83,8 @@ class Speaker:
         cut = audio[int(start * SAMPLE_RATE) : int(end * SAMPLE_RATE)]
         loud = np.sqrt((cut.astype(np.float64) ** 2).mean())
         cut = np.asarray(cut * (LEVEL / max(loud, 1e-6)), np.float32)
-        return cut, [(w, max(0.0, a - start), max(0.0, b - start)) for w, a, b in words]
+        last = spurts[-1][1] - start  # the teacher's last phone holds the silence after it
+        return cut, [(w, max(0.0, a - start), min(b - start, last)) for w, a, b in words]
 
     def _words(self, text: str, phonemes: str, speed: float, samples: int) -> list[TimedWord]:
         assert self._durations is not None
