@@ -26,7 +26,13 @@ __all__ = ["DuplexLane", "EngineBackend", "EngineLink", "TalkSession"]
 
 UNHEARD = 2.0
 """Seconds of a client's audio that may wait for the model."""
-ACTIONS: dict[str, Control] = {"speak": "speak", "listen": "listen", "interrupt": "listen"}
+HUSH = 12
+"""Frames of forced PAD after an interruption: the text stops at once, and the voice follows the text."""
+ACTIONS: dict[str, list[Control | None]] = {
+    "speak": ["speak"],
+    "listen": ["listen"],
+    "interrupt": ["listen", *[None] * (HUSH - 1), "free"],
+}
 
 
 class TalkSession(Session):
@@ -39,7 +45,7 @@ class TalkSession(Session):
         self.model, self.sample_rate, self.settings = model, sample_rate, settings
         self._heard = np.zeros(0, np.float32)
         self._ended = False
-        self._controls: deque[Control] = deque(maxlen=8)
+        self._controls: deque[Control | None] = deque()
 
     def push_audio(self, samples: np.ndarray) -> int:
         """Takes float32 `[n]`; returns how many samples had to be dropped (the oldest).
@@ -63,21 +69,19 @@ class TalkSession(Session):
             self._ended = True
         self._wake()
 
-    def steer(self, control: Control) -> None:
-        """See `DuplexBatch.steer`; takes effect with the next frame."""
+    def steer(self, *controls: Control | None) -> None:
+        """See `DuplexBatch.steer`; one takes effect with each of the next frames. Replaces what was still to come."""
         with self._changed:
-            self._controls.append(control)
+            self._controls = deque(controls)
 
-    def take_frame(self, size: int) -> tuple[np.ndarray | None, list[Control], bool]:
-        """The engine's side: the next frame if there is a whole one, controls since the last, and whether the input
-        is at its end."""
+    def take_frame(self, size: int) -> tuple[np.ndarray | None, Control | None, bool]:
+        """The engine's side: the next frame if there is a whole one, its control, and whether the input is at its
+        end."""
         with self._changed:
             if len(self._heard) < size:
-                return None, [], self._ended
+                return None, None, self._ended
             frame, self._heard = self._heard[:size], self._heard[size:]
-            controls = list(self._controls)
-            self._controls.clear()
-            return frame, controls, False
+            return frame, self._controls.popleft() if self._controls else None, False
 
 
 class DuplexLane:
@@ -110,8 +114,8 @@ class DuplexLane:
         for slot, session in enumerate(self.sessions):
             if session is None or slot in self.held:
                 continue
-            frame, controls, ended = session.take_frame(self.batch.frame_size)
-            for control in controls:
+            frame, control, ended = session.take_frame(self.batch.frame_size)
+            if control is not None:
                 self.batch.steer(slot, control)
             if frame is not None:
                 frames[slot] = frame
@@ -159,9 +163,7 @@ class EngineLink:
         return self.session.push_audio(samples)
 
     def steer(self, action: Literal["speak", "listen", "interrupt"]) -> None:
-        self.session.steer(ACTIONS[action])
-        if action == "interrupt":  # what it was saying is cut off; then it is free to speak again
-            self.session.steer("free")
+        self.session.steer(*ACTIONS[action])
 
     def played(self, seconds: float) -> None:
         self.session.played(seconds)

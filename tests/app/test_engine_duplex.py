@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from quaver.app.engine import Audio, Engine, Outcome, Started
-from quaver.app.engine_duplex import EngineBackend, TalkSession
+from quaver.app.engine_duplex import HUSH, EngineBackend, EngineLink, TalkSession
 from quaver.app.server.duplex import DuplexAudio, DuplexBackend, DuplexEnd, DuplexLink, DuplexRequest, DuplexText
 from quaver.codecs.native import XCodec, XCodecConfig
 from quaver.dialogue.loading import DuplexParts, load_duplex
@@ -97,6 +97,32 @@ def test_a_session_whose_audio_ends_is_done(backend: EngineBackend, parts: Duple
     assert events[-1].kind == "done"
 
 
+def test_an_interruption_silences_the_text_for_a_while(backend: EngineBackend, parts: DuplexParts) -> None:
+    """HUSH frames of PAD, whatever was asked before; then it is free again."""
+    lane = backend.lane(1)()
+    session = TalkSession("talk", 24_000, parts.settings, "", lambda: None)
+    lane.join(0, session)
+    link = EngineLink(session)
+    link.steer("speak")
+    link.steer("interrupt")
+    session.push_audio(noise_frames(HUSH + 20, SIZE).reshape(-1))
+    for _ in range(HUSH + 20):
+        assert lane.tick().moved == 1
+    spoken = [bool(e.words) for e in session_events(session) if isinstance(e, Audio)]
+    assert not any(spoken[:HUSH])
+    assert any(spoken[HUSH:])
+    assert lane.states() == ["speaking"]
+    assert lane.tick().moved == 0
+    assert lane.states() == ["waiting"]
+
+
+def session_events(session: TalkSession) -> list[object]:
+    events: list[object] = []
+    while (event := session.get_nowait()) is not None:
+        events.append(event)
+    return events
+
+
 def test_too_much_audio_drops_the_oldest_and_bad_audio_is_refused(backend: EngineBackend, parts: DuplexParts) -> None:
     session = TalkSession("talk", 1000, parts.settings, "", lambda: None)
     assert session.push_audio(np.zeros(1900, np.float32)) == 0
@@ -107,8 +133,6 @@ def test_too_much_audio_drops_the_oldest_and_bad_audio_is_refused(backend: Engin
     link = backend.open(DuplexRequest())
     with pytest.raises(BadInput, match="finite"):
         link.push(np.array([np.nan], np.float32))
-    link.steer("speak")
-    link.steer("interrupt")
     link.played(0.5)
     link.close("client")
     with pytest.raises(Draining):
