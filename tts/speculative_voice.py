@@ -80,7 +80,7 @@ def speculate(synthesizer: Any, name: str, settings: SpeculationSettings) -> Non
     groups = None if settings.mode == "exact" else _groups(settings, folder)
     rule = depth_rule(settings.mode, groups, settings.delta)
     drafter = load_depth_drafter(_draft(settings, folder, lm.head), lm.head, weights_hash(folder))
-    lm.head = SpeculativeHead(lm.head, drafter, rule)
+    lm.head = SpeculativeHead(lm.head, drafter, rule)  # type: ignore[assignment]
 
 
 def load_depth_drafter(name: str, head: DepthHead | CategoricalHead, sha256: str) -> ResidualDrafter:

@@ -81,7 +81,7 @@ def test_a_drafter_along_time_learns_loads_and_speaks(recipe: MakeRecipe, pack: 
     assert drafter.lm.head.table is lm.head.table  # shared, not copied
     for mode in ("exact", "pcg", "budgeted", "tolerance"):
         voice = Voice(lm)
-        speculate(voice, str(target), SpeculationSettings(mode=mode))  # type: ignore[arg-type]
+        speculate(voice, str(target), SpeculationSettings.model_validate({"mode": mode}))
         assert isinstance(voice.loop(lm), SpeculativeGeneration)  # type: ignore[misc]
     with pytest.raises(ConfigError, match="other weights"):
         load_drafter(str(target / "draft"), lm, "0" * 64)

@@ -36,7 +36,8 @@ def drafter(kind: str, lm: TokenLM) -> Drafter:
     if kind == "lookup":
         return LookupDrafter(3, 1)
     small = first_layers(lm, 1).eval()
-    randomised(small.head.levels, 5, 0.1)  # or it would agree too often to be rejected (the table is the target's)
+    # Or it would agree too often to be rejected. Not the table: that is the target's.
+    randomised(small.head.levels, 5, 0.1)  # type: ignore[type-var]
     return LMDrafter(small)
 
 
