@@ -133,7 +133,7 @@ def _check_length(reference: str) -> None:
         if audio.frames is not None and audio.frames / audio.sample_rate > LONGEST:
             seconds = audio.frames / audio.sample_rate
             raise BadInput(
-                f"{reference} lasts {seconds:.0f} s; a reference may have {LONGEST:g} s, and 10 s are enough"
+                f"{reference} lasts {seconds:.0f} s; at most {LONGEST:g} s are taken, and 10 s are enough"
             )
 
 
