@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from ..codecs.loading import model_folder, read_config, read_json
+from ..codecs.loading import MODELS, model_folder, read_config, read_json
 from ..errors import BadInput, ConfigError, QuaverError
 from .corpus import beside
 from .loop import Trainer
@@ -102,7 +102,8 @@ def finetune(model: str, data: Path, out: Path, settings: FineTuning) -> Tuned:
     trainer.run()
     task.model.load_state_dict(trainer.best_weights())
     merge_lora(task.model)
-    codec_name = str(near.resolve()) if (near / "config.json").exists() and near.parent != out.parent else codec
+    apart = near.parent.resolve() not in (out.parent.resolve(), MODELS.resolve())  # else its name finds it
+    codec_name = str(near.resolve()) if apart and (near / "config.json").exists() else codec
     _write(out, task, {**task.config(), "codec": codec_name}, _settings(base, names, settings.voice, own))
     held = len(trainer.held.usable[0])
     used = len(task.mixture.usable[0])
