@@ -62,7 +62,7 @@ def test_floors_import_only_floors_below() -> None:
     assert "2 kept, 0 broken" in result.stdout
 
 
-@pytest.mark.parametrize("name", ["corpus", "eval", "train"])
+@pytest.mark.parametrize("name", ["corpus", "dialogues", "eval", "eval_duplex", "train"])
 def test_commands_that_reach_up_do_so_inside_functions(name: str) -> None:
     tree = ast.parse((ROOT / "app" / "commands" / f"{name}.py").read_text())
     for node in tree.body:
