@@ -157,7 +157,8 @@ class _EarlyStop(Trainer):
     """Batches of a look; always the same ones, with the same random numbers."""
 
     def __init__(self, task: LMTask, recipe: Recipe, out: Path, held: Path, patience: int) -> None:
-        super().__init__(task, recipe, out, resume=False)
+        trained: Any = task  # its network and model are of classes of their own, which the protocol does not foresee
+        super().__init__(trained, recipe, out, resume=False)
         self.held = Mixture((Source(pack=held),), texts=True)
         self.held.keep("align.i16", np.int16)
         self.lm_task, self.patience = task, patience
