@@ -28,5 +28,6 @@ def speculate_with(
         raise BadInput(f"--delta cannot be negative: {delta}")
     from ..tts.synthesizer import DEFAULT_VOICE_MODEL
 
-    settings = SpeculationSettings(mode=mode, draft=draft, length=length, delta=delta, groups=groups)
+    checked: Any = mode  # one of MODES: just looked at
+    settings = SpeculationSettings(mode=checked, draft=draft, length=length, delta=delta, groups=groups)
     speculate(synthesizer, DEFAULT_VOICE_MODEL if model == "default" else model, settings)

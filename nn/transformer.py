@@ -83,6 +83,8 @@ def _same(x: Tensor) -> Tensor:
 
 
 class _Attention(StreamingModule):
+    like: Tensor
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config

@@ -142,7 +142,7 @@ def test_too_much_audio_drops_the_oldest_and_bad_audio_is_refused(backend: Engin
 def test_moshis_socket_over_a_real_model(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     sphn = pytest.importorskip("sphn")
     torch.manual_seed(0)
-    codec = XCodec(XCodecConfig(**(CODEC | {"hop": 240, "n_fft": 960}))).eval()
+    codec = XCodec(XCodecConfig.model_validate({**CODEC, "hop": 240, "n_fft": 960})).eval()
     backend = EngineBackend("talk", DuplexParts(talking_model(), codec, VOCABULARY, DuplexSettings(text_top_k=0)))
     speech = request.getfixturevalue("synthesizer")
     with serving(speech, tmp_path, slots=1, duplex={"talk": backend}) as running, running.ws("/api/chat") as ws:

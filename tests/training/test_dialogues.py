@@ -139,7 +139,7 @@ def test_the_task_trains_and_its_folder_talks(corpus: Path, tmp_path: Path) -> N
     torch.manual_seed(0)
     codec = tmp_path / "codec"
     codec.mkdir()
-    config = XCodecConfig(**(CODEC | {"hop": 240, "n_fft": 960}))
+    config = XCodecConfig.model_validate({**CODEC, "hop": 240, "n_fft": 960})
     save_file(XCodec(config).state_dict(), codec / "model.safetensors")
     (codec / "config.json").write_text(config.model_dump_json()[:-1] + ', "kind": "codec"}')
     task = build_task(recipe(corpus, codec))
