@@ -91,6 +91,8 @@ def say(
         options["guidance"] = guidance
     if speculate != "off":
         speculate_with(synthesizer, model, speculate, draft, draft_length, delta)
+    if stream and synthesizer.timed:
+        options["split"] = "word"  # what listens wants to hear now; a file can wait for whole sentences
     loaded = time.perf_counter()
     chunks = synthesizer.stream(
         wanted, speed=speed, seed=seed, temperature=temperature, pause=pause, codebooks=codebooks, **options
@@ -163,7 +165,7 @@ class _Run:
 
 
 def _source(words: list[str] | None, file: Path | None) -> tuple[str | Iterable[str], str]:
-    """The text (or its lines as they arrive on standard input) and a name for the file that will hold it."""
+    """The text (or its pieces as they arrive on standard input) and a name for the file that will hold it."""
     if words and file:
         raise BadInput("give a text or --file, not both")
     if file is not None and str(file) != STDIO:
@@ -173,7 +175,7 @@ def _source(words: list[str] | None, file: Path | None) -> tuple[str | Iterable[
         return text, slug(text)
     if not words and file is None and sys.stdin.isatty():
         raise BadInput('there is no text to say; give one, or --file FILE, or "-" for standard input')
-    return _stdin_lines(), "speech"
+    return _stdin_pieces(), "speech"
 
 
 def _read_text(path: Path) -> str:
@@ -183,9 +185,27 @@ def _read_text(path: Path) -> str:
         raise BadInput(f"{path} is not UTF-8 text (byte {error.start}); convert it first") from None
 
 
-def _stdin_lines() -> Iterator[str]:
-    for line in sys.stdin.buffer:
-        yield line.decode("utf-8", errors="replace")
+def _stdin_pieces() -> Iterator[str]:
+    """Standard input as it arrives, not line by line: a language model writes words."""
+    read = getattr(sys.stdin.buffer, "read1", sys.stdin.buffer.read)
+    held = b""
+    while data := read(4096):
+        held += data
+        whole = _whole_characters(held)
+        yield held[:whole].decode("utf-8", errors="replace")
+        held = held[whole:]
+    yield held.decode("utf-8", errors="replace")
+
+
+def _whole_characters(data: bytes) -> int:
+    """How many bytes of UTF-8 end with a whole character."""
+    for back in range(1, min(4, len(data) + 1)):
+        byte = data[-back]
+        if byte >= 0xC0:  # the lead byte of a character of 2, 3 or 4 bytes
+            return len(data) - back if back < 2 + (byte >= 0xE0) + (byte >= 0xF0) else len(data)
+        if byte < 0x80:
+            break
+    return len(data)
 
 
 def _target(output: str | None, stream: bool, raw: bool, name: str) -> tuple[str | None, bool]:

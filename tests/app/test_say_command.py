@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from quaver.app.audio import read_audio
+from quaver.app.commands.say import _whole_characters
 
 from .conftest import Run, Tones, assert_one_line
 
@@ -152,3 +153,13 @@ def _program(path: Path, line: str) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(f"#!/bin/sh\n{line}\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+def test_pieces_of_standard_input_hold_whole_characters() -> None:
+    text = "naïve – 語 𝄞!"
+    data = text.encode()
+    for cut in range(len(data) + 1):
+        whole = _whole_characters(data[:cut])
+        assert data[:whole].decode() == text[: len(data[:whole].decode())]
+        assert cut - whole < 4
+    assert _whole_characters(data) == len(data)
