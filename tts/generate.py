@@ -160,6 +160,7 @@ class PointerPlan:
         self.generator = torch.Generator().manual_seed(request.seed)
         self.ids: list[int] = request.features.phones.tolist()
         self.pointer, self.spent, self.flush_left = 0, 0.0, -1
+        self.owed, self.held = 0.0, False  # frames that the speed wants inserted, or (negative) saved; see `_paced`
         self.steps: list[Tensor] = []
         self.pointers: list[int] = []
         self.ready: deque[Frame] = deque()
@@ -255,7 +256,7 @@ class PointerPlan:
         self.steps.append(codes)
         if self.flush_left < 0:
             self.pointers.append(self.pointer)
-            self._move(self._draw_advance(advance))
+            self._move(self._paced(self._draw_advance(advance)))
         else:
             self.flush_left -= 1
         frame = len(self.steps) - 1 - self.pattern.extra
@@ -289,6 +290,31 @@ class PointerPlan:
             if target < 0:
                 return advance
         return reach
+
+    def _paced(self, advance: int) -> int:
+        """The advance that was drawn, or one that keeps to the speed.
+
+        The model is asked for the speed too, but follows it little (it has heard little of it). So frames are owed:
+        each of its own frames asks for 1 / speed - 1 more, or each that is made for speed - 1 fewer. Owed ones are
+        inserted where the model would move on, and cut where it would stay. Where it stays on after an insertion, that
+        counts as inserted too.
+        """
+        speed = self.speed
+        if self.ids[self.pointer] in _PAUSE_IDS or (speed == 1.0 and self.request.frames is None):
+            return advance
+        if not self.held:
+            self.owed += 1 / speed - 1 if speed < 1 else 1 - speed
+        elif not advance:
+            self.owed -= 1
+        self.owed = max(-4.0, min(4.0, self.owed))
+        if advance and self.owed >= 1 and self.spent + 2 < self.longest:
+            self.owed, self.held = self.owed - 1, True
+            return 0
+        if not advance and self.owed <= -1:
+            self.owed, self.held = self.owed + 1, False
+            return 1
+        self.held = self.held and not advance
+        return advance
 
     def _reach(self) -> int:
         """How far one frame may advance: not past the next pause, and past the last phone only from the last one."""

@@ -132,9 +132,7 @@ def _check_length(reference: str) -> None:
     with open_audio(reference) as audio:
         if audio.frames is not None and audio.frames / audio.sample_rate > LONGEST:
             seconds = audio.frames / audio.sample_rate
-            raise BadInput(
-                f"{reference} lasts {seconds:.0f} s; at most {LONGEST:g} s are taken, and 10 s are enough"
-            )
+            raise BadInput(f"{reference} lasts {seconds:.0f} s; at most {LONGEST:g} s are taken, and 10 s are enough")
 
 
 def _transcript(text: str | None) -> str:

@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def user(tmp_path: Path) -> np.ndarray:
-    samples = (0.3 * np.random.default_rng(0).standard_normal(10 * SIZE + 5)).astype(np.float32)
+    samples = (0.3 * np.random.default_rng(0).uniform(-1, 1, 10 * SIZE + 5)).astype(np.float32)
     soundfile.write(tmp_path / "user.wav", samples, 24_000)
     return samples
 

@@ -111,6 +111,18 @@ def test_a_higher_speed_is_a_shorter_answer_and_a_longer_pause_a_longer_one() ->
     assert progress("h", pause=2.0) == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize(("speed", "frames"), [(0.5, 80), (0.8, 50), (1.0, 40), (1.25, 32), (2.0, 20)])
+def test_the_pace_follows_the_speed_whatever_the_model_says(speed: float, frames: int) -> None:
+    """A model that stays one frame in every phone and then moves on, and heeds no request to be faster or slower."""
+    phones = tuple("hɛlhɛlhɛlhɛlhɛlhɛlhɛ")
+    plan = PointerPlan(Request(phone_features((*phones, "."), {0}), speed=speed), LMS["parallel"])
+    plan.pointer = 1
+    while plan.pointer <= len(phones):
+        wish = 0 if plan.spent < 1 else 1
+        plan.commit(torch.zeros(plan.codebooks, dtype=torch.long), [50.0 * (i == wish) for i in range(5)])
+    assert abs(len(plan.pointers) - frames) <= 3
+
+
 def test_a_pause_that_was_asked_to_be_long_may_be_long() -> None:
     """The guard against a stuck pointer counts as the model does."""
     lm = LMS["parallel"]
