@@ -64,7 +64,7 @@ def _global_options(
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 2 bad input (one line on stderr), 130 interrupted, 1 a bug (traceback)."""
     debug, arguments = _take_debug(sys.argv[1:] if arguments is None else arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupted = _Interruption()
     try:
         result = app(arguments, prog_name="quaver", standalone_mode=False)
         sys.stdout.flush()
@@ -75,9 +75,12 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except Exception as error:
-        if debug:
+        if interrupted.seen:  # a signal in the middle of an import comes out as the import's own error
+            code = INTERRUPTED
+        elif debug:
             raise
-        code = _explain(error)
+        else:
+            code = _explain(error)
     sys.exit(code)
 
 
@@ -109,8 +112,19 @@ def _take_debug(arguments: list[str]) -> tuple[bool, list[str]]:
     return len(kept) < end, kept + arguments[end:]
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+class _Interruption:
+    """Turns Ctrl-C and SIGTERM into KeyboardInterrupt, and remembers that one came. A process that ignores Ctrl-C (in
+    the background of a shell) goes on ignoring it."""
+
+    def __init__(self) -> None:
+        self.seen = False
+        signal.signal(signal.SIGTERM, self._come)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._come)
+
+    def _come(self, number: int, frame: FrameType | None) -> None:
+        self.seen = True
+        raise KeyboardInterrupt
 
 
 def _forget_stdout() -> None:
