@@ -67,6 +67,25 @@ def read_config(folder: Path) -> dict[str, Any]:
     return read_json(folder / "config.json")
 
 
+def read_model(name: str, kind: str, what: str) -> tuple[Path, dict[str, Any], str]:
+    """Folder, configuration and codec (or tokenizer) of a model over codes, by bundled name or folder.
+
+    Args:
+        kind: that its configuration must state. what: that kind in words, for the error.
+
+    Raises:
+        MissingFile, CorruptFile: of the folder. ConfigError: another kind of model, or one that names no codec.
+    """
+    folder = model_folder(name)
+    config = read_config(folder)
+    if config.pop("kind", None) != kind:
+        raise ConfigError(f"{folder} is not a {what}")
+    codec = config.pop("codec", None)
+    if not isinstance(codec, str):
+        raise ConfigError(f"{folder / 'config.json'} does not name the codec that the model speaks")
+    return folder, config, codec
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file of a model folder.
 

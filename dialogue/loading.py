@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..codecs.base import Codec
-from ..codecs.loading import load_codec, load_weights, model_folder, read_config, read_json, validated
-from ..errors import ConfigError
+from ..codecs.loading import load_codec, load_weights, read_json, read_model, validated
 from ..nn.packed import pack_linears
 from .model import DuplexConfig, DuplexModel
 from .monologue import Vocabulary, load_vocabulary
@@ -40,13 +39,7 @@ def load_duplex(name: str, *, packed: bool = True) -> DuplexParts:
     Raises:
         MissingFile, ConfigError, CorruptFile: what is wrong with it.
     """
-    folder = model_folder(name)
-    config = read_config(folder)
-    if config.pop("kind", None) != "duplex":
-        raise ConfigError(f"{folder} is not a duplex model")
-    codec = config.pop("codec", None)
-    if not isinstance(codec, str):
-        raise ConfigError(f"{folder / 'config.json'} does not name the codec that the model speaks")
+    folder, config, codec = read_model(name, "duplex", "duplex model")
     model = DuplexModel(validated(DuplexConfig, config, folder))
     load_weights(model, folder)
     path = folder / "settings.json"

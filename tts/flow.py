@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from ..codecs.loading import load_weights, model_folder, read_config, validated
+from ..codecs.loading import load_weights, read_model, validated
 from ..codecs.quantizers import FSQ
-from ..errors import BadInput, ConfigError
+from ..errors import BadInput
 from ..nn.noise import frame_noise
 from ..nn.state import State, StreamingModule
 from ..nn.transformer import Transformer, TransformerConfig
@@ -320,11 +320,7 @@ def load_flow(name: str) -> tuple[FlowModel, str]:
     Raises:
         MissingFile, ConfigError, CorruptFile: what is wrong with it.
     """
-    folder = model_folder(name)
-    config = read_config(folder)
-    codec = config.pop("codec", None)
-    if config.pop("kind", None) != "flow" or not isinstance(codec, str):
-        raise ConfigError(f"{folder} is not a flow that names its tokens")
+    folder, config, codec = read_model(name, "flow", "flow")
     flow = FlowModel(validated(FlowConfig, config, folder))
     load_weights(flow, folder)
     return flow.eval(), codec

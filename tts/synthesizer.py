@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from ..codecs.base import Codec
-from ..codecs.loading import load_codec, load_weights, model_folder, read_config, read_json, validated
+from ..codecs.loading import load_codec, load_weights, model_folder, read_config, read_json, read_model, validated
 from ..errors import BadInput, ConfigError
 from ..nn.packed import pack_linears
 from .lm import SpeechLM, SpeechLMConfig
@@ -69,13 +69,7 @@ def load_lm(name: str) -> tuple[SpeechLM, str]:
     Raises:
         MissingFile, ConfigError, CorruptFile: what is wrong with it.
     """
-    folder = model_folder(name)
-    config = read_config(folder)
-    if config.pop("kind", None) != "lm":
-        raise ConfigError(f"{folder} is not a speech language model")
-    codec = config.pop("codec", None)
-    if not isinstance(codec, str):
-        raise ConfigError(f"{folder / 'config.json'} does not name the codec that the model speaks")
+    folder, config, codec = read_model(name, "lm", "speech language model")
     lm = SpeechLM(validated(SpeechLMConfig, config, folder))
     load_weights(lm, folder)
     return lm.eval(), codec

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from ..codecs.loading import load_weights, model_folder, read_config, validated
+from ..codecs.loading import load_weights, read_model, validated
 from ..errors import BadInput, ConfigError
 from ..nn.conv import ConvNeXtBlock
 from ..nn.state import State, StreamingModule
@@ -300,11 +300,7 @@ def load_token_lm(name: str) -> tuple[TokenLM, str]:
     Raises:
         MissingFile, ConfigError, CorruptFile: what is wrong with it.
     """
-    folder = model_folder(name)
-    config = read_config(folder)
-    codec = config.pop("codec", None)
-    if config.pop("kind", None) != "token_lm" or not isinstance(codec, str):
-        raise ConfigError(f"{folder} is not a token language model that names its tokens")
+    folder, config, codec = read_model(name, "token_lm", "token language model")
     lm = TokenLM(validated(TokenLMConfig, config, folder))
     load_weights(lm, folder)
     return lm.eval(), codec
