@@ -267,7 +267,7 @@ def test_ray_serves_the_same_application(tmp_path: Path) -> None:
     import httpx
     from ray import serve
 
-    from quaver.app.server.ray import deployment
+    from quaver.app.server.ray_serve import deployment
     from quaver.app.server.settings import ServerSettings
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)

@@ -1,6 +1,6 @@
 """Ray Serve: the same application on many machines, one engine per replica (`ray` extra).
 
-from quaver.app.server.ray import deployment
+from quaver.app.server.ray_serve import deployment
 ray.serve.run(deployment(replicas=4), route_prefix="/")
 """
 
