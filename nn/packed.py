@@ -2,8 +2,8 @@
 
 A step of a small model reads all weights once and computes little: it costs what reading them costs. FBGEMM keeps them
 packed as float16 and widens them in registers; activations and sums stay float32, so nothing of a row depends on its
-neighbours (dynamic int8 would take its scale from the whole batch), nor on its place in the batch (`_spare`). Measured on an AVX2 core, 256 x 1376: 129 -> 62 us
-for one row, 301 -> 113 us for eight.
+neighbours (dynamic int8 would take its scale from the whole batch), nor on its place among them (`_spare`). Measured on
+an AVX2 core, 256 x 1376: 129 -> 62 us for one row, 301 -> 113 us for eight.
 """
 
 from __future__ import annotations
