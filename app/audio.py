@@ -52,7 +52,7 @@ class AudioSource:
         (with its position), for damaged files, and for files without a single sample.
         """
         target = sample_rate or self.sample_rate
-        resampler = _Resampler(self.sample_rate, target, self.channels) if target != self.sample_rate else None
+        resampler = Resampler(self.sample_rate, target, self.channels) if target != self.sample_rate else None
         seen = 0
         for block in self._raw_blocks():
             _check_finite(block, seen, self.name)
@@ -80,7 +80,7 @@ class AudioSource:
             raise BadInput(f"{self.name} ends after {seen} of {self.frames} samples; it was cut, get it again")
 
 
-class _Resampler:
+class Resampler:
     """soxr as a stream of [n, channels], with an output length that is integer maths instead of nearly so."""
 
     def __init__(self, source: int, target: int, channels: int) -> None:
@@ -192,7 +192,7 @@ class AudioWriter:
             self._open()
         pcm = to_pcm16(block)
         if self._sound is not None:
-            self._sound.write(pcm)
+            self._write_sound(self._sound, pcm)
         elif self._out is not None:
             self._out.write(pcm.tobytes())
             self._out.flush()
@@ -206,9 +206,56 @@ class AudioWriter:
             self._out.write(wav_header(self.sample_rate, self.channels))
             return
         form, subtype = self._format
+        self._watched = _Watched(self._out)
+        self._stack.callback(self._watched.check)  # once libsndfile has closed: it writes its last bytes then
         self._sound = self._stack.enter_context(
-            soundfile.SoundFile(self._out, "w", self.sample_rate, self.channels, format=form, subtype=subtype)
+            soundfile.SoundFile(self._watched, "w", self.sample_rate, self.channels, format=form, subtype=subtype)
         )
+
+    def _write_sound(self, sound: soundfile.SoundFile, pcm: np.ndarray) -> None:
+        try:
+            sound.write(pcm)
+        except (soundfile.SoundFileError, AssertionError):  # the latter for a short write
+            self._watched.check()
+            raise
+        self._watched.check()
+
+
+class _Watched:
+    """A file that libsndfile writes to. It cannot pass on what a write raises (a full disk): the first error is kept
+    for `check`, and nothing more is written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        return self._try(self._file.write, data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._try(self._file.seek, offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def read(self, count: int = -1) -> bytes:
+        return self._file.read(count)
+
+    def flush(self) -> None:
+        self._try(self._file.flush)
+
+    def check(self) -> None:
+        """Raises the error that was kept."""
+        if self._error is not None:
+            raise self._error
+
+    def _try(self, call: Any, *arguments: Any) -> int:
+        if self._error is None:
+            try:
+                return call(*arguments)
+            except OSError as error:
+                self._error = error
+        return 0
 
 
 def check_format(target: str | Path, sample_rate: int | None = None, *, raw: bool = False) -> None:

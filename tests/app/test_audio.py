@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import struct
+import subprocess
 import sys
 from pathlib import Path
 
@@ -163,3 +165,26 @@ def test_unknown_suffixes_and_impossible_rates_are_refused_before_anything_is_ma
 def test_raw_is_bare_samples(tmp_path: Path) -> None:
     write_audio(tmp_path / "a.raw", tone(100, 24000), 24000)
     assert (tmp_path / "a.raw").read_bytes() == to_pcm16(tone(100, 24000)).tobytes()
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".opus", ".mp3", ".raw"])
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, suffix: str) -> None:
+    """libsndfile cannot pass on what a write raises: an assertion came out, and lines of a traceback on stderr. The
+    kernel's limit on the size of a file stands in for the disk."""
+    code = """
+import resource, sys, numpy
+from quaver.app.audio import AudioWriter
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+noise = numpy.random.default_rng(0).uniform(-0.5, 0.5, 480000)
+try:
+    with AudioWriter(sys.argv[1], 24000) as writer:
+        for start in range(0, len(noise), 2400):
+            writer.write(noise[start:start + 2400])
+except OSError as error:
+    sys.exit(f"OSError {error.errno}")
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / f"a{suffix}")], capture_output=True, text=True, timeout=60
+    )
+    assert result.stderr == f"OSError {errno.EFBIG}\n"
+    assert not list(tmp_path.iterdir())
