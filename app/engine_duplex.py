@@ -63,6 +63,12 @@ class TalkSession(Session):
         self._wake()
         return dropped
 
+    def forget_audio(self) -> int:
+        """Drops what has not been heard yet; returns how many samples."""
+        with self._changed:
+            dropped, self._heard = len(self._heard), self._heard[:0]
+        return dropped
+
     def finish_audio(self) -> None:
         """Nothing more comes: the session is done when the last whole frame has been heard."""
         with self._changed:
@@ -162,8 +168,13 @@ class EngineLink:
     def push(self, samples: np.ndarray) -> int:
         return self.session.push_audio(samples)
 
+    def forget(self) -> int:
+        return self.session.forget_audio()
+
     def steer(self, action: Literal["speak", "listen", "interrupt"]) -> None:
         self.session.steer(*ACTIONS[action])
+        if action == "interrupt":
+            self.session.discard()
 
     def played(self, seconds: float) -> None:
         self.session.played(seconds)

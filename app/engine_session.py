@@ -224,6 +224,15 @@ class Session:
         before its next step. False when the session had ended already."""
         return self.finish("cancelled", reason)
 
+    def discard(self) -> float:
+        """Drops the audio that nobody has read yet, as if it had been read: seconds of it."""
+        with self._changed:
+            unread = [e for e in self._events if isinstance(e, Audio)]
+            self._events = deque(e for e in self._events if not isinstance(e, Audio))
+            self._taken += (seconds := sum(e.seconds for e in unread))
+        self._wake()
+        return seconds
+
     def played(self, seconds: float) -> None:
         """The client has played so many seconds of the answer. Never goes back."""
         if not 0 <= seconds < float("inf"):

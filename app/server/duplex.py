@@ -58,8 +58,13 @@ class DuplexLink(Protocol):
         """Takes float32 `[n]` at the backend's rate; returns how many samples had to be dropped."""
         ...
 
+    def forget(self) -> int:
+        """Drops what was pushed and has not been heard yet; returns how many samples."""
+        ...
+
     def steer(self, action: Literal["speak", "listen", "interrupt"]) -> None:
-        """Forces the model to speak or to listen, or stops what it is saying."""
+        """Forces the model to speak or to listen, or stops what it is saying: what it had said and nobody had taken is
+        dropped, and no word comes for a second."""
         ...
 
     def played(self, seconds: float) -> None:

@@ -65,6 +65,9 @@ class Metrics(Observer):
         )
         self.misses = Counter("quaver_deadline_misses", "Chunks sent over 100 ms after they were needed", registry=r)
         self.audio_seconds = Counter("quaver_audio_seconds", "Seconds of speech made", registry=r)
+        self.unheard = Counter(
+            "quaver_unheard_seconds", "Audio of clients that came too fast for a duplex model", registry=r
+        )
         self.admissions = Counter("quaver_admissions", "Requests by what became of them", ["result"], registry=r)
         self.queue_wait = Histogram(
             "quaver_queue_wait_seconds", "Request to slot", buckets=(0.0, *_SECONDS), registry=r

@@ -42,6 +42,7 @@ KINDS: dict[str, Kind] = {
     "idle": Kind(408, "invalid_request_error", CLOSE_POLICY),
     "session_expired": Kind(408, "invalid_request_error", CLOSE_POLICY),
     "slow_consumer": Kind(408, "invalid_request_error", CLOSE_POLICY),
+    "conversation_lost": Kind(503, "server_error", CLOSE_LATER),
     "conflict": Kind(409, "invalid_request_error", CLOSE_POLICY),
     "too_large": Kind(413, "invalid_request_error", CLOSE_TOO_BIG),
     "text_too_long": Kind(413, "invalid_request_error", CLOSE_TOO_BIG),

@@ -37,7 +37,10 @@ async def sweep(app: FastAPI) -> None:
     """Ends dropped sessions whose grace has run out, for as long as the application runs."""
     while True:
         await asyncio.sleep(SWEEP_SECONDS)
-        for session in book_of(app).expired(time.monotonic()):
+        now = time.monotonic()
+        if app.state.service.draining.is_set():  # nobody can come back to them
+            now += app.state.settings.limits.grace_seconds
+        for session in book_of(app).expired(now):
             await session.shut("resume_expired")
 
 
@@ -70,8 +73,8 @@ class RealtimeSocket:
             await self.wire.accept(subprotocol)
             await self._begin()
             await race(self._read(), self._pump(), self._drain(), self._replaced(), seconds=self.limits.session_seconds)
-        except Gone:
-            gone = True
+        except Gone as end:
+            gone = not end.clean  # who says goodbye does not come back; a slot is not kept for it
         except Problem as problem:
             code, reason = problem.kind.close, problem.code
             gone = reason == "slow_consumer"
@@ -144,25 +147,25 @@ class RealtimeSocket:
                 else:
                     session.handle(message)
             except TimeoutError:
-                if session.answer is None:
+                if session.answer is None or session.answer.speech is None:  # a duplex model waits for the client
                     raise Problem("idle", f"nothing was said for {self.limits.idle_seconds:g} s") from None
             except Problem as problem:
-                if problem.code in FATAL or (problem.code == "too_large" and event_id is None):
+                if problem.code in FATAL or (problem.code == "too_large" and event_id is None) or session.unheard:
                     raise
                 self.wire.refuse(problem)
                 session.refuse(problem, event_id)
 
     async def _data(self) -> str:
-        """The next text message. Binary frames carry audio for a duplex model; of unknown kinds they are ignored."""
+        """The next text message. Binary frames carry audio for a duplex model; those of other kinds are ignored."""
         while True:
             data = await self.wire.receive(self.limits.idle_seconds)
             if isinstance(data, str):
                 return data
             if not self.binary:
                 raise Problem("invalid_value", f"binary frames need the sub-protocol {binary.SUBPROTOCOL}")
-            if binary.Frame.unpack(data).kind == binary.Kind.AUDIO_IN and self.session is not None:
-                self.service.duplex_backend(self.session.model)
-                raise Problem("not_implemented", "duplex sessions are served over /api/chat so far")
+            frame = binary.Frame.unpack(data)
+            if frame.kind == binary.Kind.AUDIO_IN and self.session is not None:
+                self.session.hear(frame)
 
     async def _resume(self, message: rt.Resume) -> None:
         caller = self.context.caller
@@ -184,7 +187,9 @@ class RealtimeSocket:
         self.socket.app.state.attached.pop(fresh.id, None)
         self.book.close(fresh.token)
         await fresh.shut("resumed")
-        resumed = rt.SessionResumed(session_id=old.id, resume_token=token, last_seq=message.last_seq)
+        resumed = rt.SessionResumed(
+            session_id=old.id, resume_token=token, last_seq=message.last_seq, input_seq=old.input_seq
+        )
         try:
             old.journal.rewind(message.last_seq)
         except Problem as problem:

@@ -4,66 +4,56 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import binascii
 import contextlib
 import uuid
 from collections import OrderedDict
 from contextlib import ExitStack
 from typing import Any
 
-from ..audio import to_pcm16
 from ..engine import Audio, Outcome
 from . import logs
+from .duplex import DuplexRequest
 from .gate import Context
 from .problems import Problem, problem_of
 from .protocol import binary
 from .protocol import realtime as rt
-from .protocol.base import ErrorDetail, to_json
-from .protocol.speech import WordTime
-from .resumption import Fence, Journal
+from .realtime_talk import Conversation
+from .realtime_writer import Answer, RealtimeWriter
 from .service import Speech, SpeechService, Wish, problem_of_outcome, word_times
 
 
-class Answer:
-    """One response: its speech, and what of it has been written into the journal."""
+class RealtimeSession(RealtimeWriter):
+    """Lives on when its socket drops, for the grace period. All methods belong to the event loop's thread.
 
-    def __init__(self, index: int, epoch: int, metadata: dict[str, str] | None) -> None:
-        self.id, self.item_id = f"resp_{uuid.uuid4().hex}", f"item_{uuid.uuid4().hex}"
-        self.index, self.epoch, self.metadata = index, epoch, metadata
-        self.words: list[WordTime] = []
-        self.samples = 0
-        self.played: float | None = None  # seconds that the client says were heard
-        self.speech: Speech | None = None
-
-    @property
-    def transcript(self) -> str:
-        """What was said; of an answer whose playback is known, only what was heard."""
-        heard = [w for w in self.words if self.played is None or w.end <= self.played]
-        return " ".join(w.text for w in heard)
-
-    def item(self, status: Any) -> rt.Item:
-        """The answer as an item of the conversation."""
-        part = rt.ContentPart(type="output_audio", transcript=self.transcript)
-        return rt.Item(id=self.item_id, role="assistant", status=status, content=[part] if self.samples else [])
-
-
-class RealtimeSession:
-    """Lives on when its socket drops, for the grace period. All methods belong to the event loop's thread."""
+    Args:
+        model: one that speaks texts, or one that converses (texts are then spoken by the first model that can).
+    """
 
     def __init__(
         self, service: SpeechService, context: Context, *, model: str, beta: bool, binary_frames: bool, stack: ExitStack
     ) -> None:
-        self.service, self.context, self.limits, self.stack = service, context, service.limits, stack
-        self.id, self.beta, self.binary = f"sess_{uuid.uuid4().hex}", beta, binary_frames
-        self.fence, self.journal = Fence(), Journal(service.limits.outbox_bytes)
-        self.settings = rt.SessionSettings(model=service.model(model))
-        self.voice = service.voice(self.model, None)
+        identity = f"sess_{uuid.uuid4().hex}"
+        super().__init__(identity, context, service.limits, beta=beta, binary_frames=binary_frames)
+        self.service, self.stack = service, stack
+        self.talker = model if model in service.duplex else "default"
+        if self.talker == "default" or service.engine.models:
+            model = service.model(model if self.talker == "default" else "default")
+            self.voice, self.rate = service.voice(model, None), service.engine.synthesizer(model).sample_rate
+        else:
+            self.voice, self.rate = "", service.duplex[model].sample_rate
+        self.settings, self.input = rt.SessionSettings(model=model), rt.InputAudio()
         self.speed, self.instructions = 1.0, ""
         self.items: OrderedDict[str, rt.Item] = OrderedDict()
+        self.said: dict[str, Answer] = {}  # the answers among the items
         self.unspoken: list[str] = []
         self.answer: Answer | None = None
+        self.conversation: Conversation | None = None
         self.answers, self.characters = 0, 0
         self.token = ""
-        self.written, self.room, self.idle = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.input_seq: int | None = None  # of the last binary frame that arrived
+        self.unheard = False  # no slot was free for the conversation
+        self.idle = asyncio.Event()
         self.idle.set()
         self._task: asyncio.Task[None] | None = None
 
@@ -73,9 +63,13 @@ class RealtimeSession:
 
     def describe(self) -> dict[str, Any]:
         """The `session` object of `session.created` and `session.updated`."""
-        rate = self.service.engine.synthesizer(self.model).sample_rate
-        voice = {"format": {"type": "audio/pcm", "rate": rate}, "voice": self.voice, "speed": self.speed}
-        duplex = bool(self.service.duplex)
+        voice = {"format": {"type": "audio/pcm", "rate": self.rate}, "voice": self.voice, "speed": self.speed}
+        detection = self.input.turn_detection
+        ear = {
+            "format": {"type": "audio/pcm", "rate": self.input.rate},
+            "turn_detection": detection.model_dump() if detection else None,
+        }
+        speaks, duplex = bool(self.service.engine.models), bool(self.service.duplex)
         return {
             "type": "realtime",
             "object": "realtime.session",
@@ -83,32 +77,12 @@ class RealtimeSession:
             "model": self.model,
             "output_modalities": ["audio"],
             "instructions": self.instructions,
-            "audio": {"output": voice},
+            "audio": {"input": ear, "output": voice},
             "protocol": {"name": "quaver", "version": 1, "subprotocols": ["realtime", binary.SUBPROTOCOL]},
-            "capabilities": {"text_to_speech": True, "duplex": duplex, "resume": self.limits.grace_seconds > 0},
+            "capabilities": {"text_to_speech": speaks, "duplex": duplex, "resume": self.limits.grace_seconds > 0},
             "resume_token": self.token,
             "disconnect_grace_s": self.limits.grace_seconds,
         }
-
-    # -- writing ------------------------------------------------------------------------------------------------------
-    def emit(self, event: rt.ServerEvent, epoch: int | None = None) -> None:
-        """Numbers an event and queues it; with an epoch, an interruption voids it."""
-
-        def write(seq: int) -> str:
-            changes: dict[str, Any] = {"event_id": f"event_{self.id[-8:]}_{seq}", "server_event_seq": seq}
-            changes["epoch"] = self.fence.epoch if epoch is None else epoch
-            kind = getattr(event, "type", "")
-            if self.beta and kind in rt.BETA_NAMES:
-                changes["type"] = rt.BETA_NAMES[kind]
-            return to_json(event.model_copy(update=changes))
-
-        self.journal.append(write, epoch)
-        self.written.set()
-
-    def refuse(self, problem: Problem, event_id: str | None = None) -> None:
-        """Tells the client of an error; `event_id` is its own, of the message at fault."""
-        body = problem.body(self.context.request_id) | ({"event_id": event_id} if event_id else {})
-        self.emit(rt.RealtimeError(error=ErrorDetail.model_validate(body)))
 
     # -- the client's messages ----------------------------------------------------------------------------------------
     def handle(self, message: rt.ClientMessage) -> None:
@@ -146,17 +120,28 @@ class RealtimeSession:
                 self.emit(rt.SessionHeartbeat())
             case rt.Resume():
                 raise Problem("invalid_value", "session.resume must be the first message of a socket", "type")
-            case rt.AudioAppend() | rt.AudioCommit() | rt.AudioClear():
-                self.service.duplex_backend(self.model)
-                raise Problem("not_implemented", "duplex sessions are served over /api/chat so far")
+            case rt.AudioAppend(audio=audio):
+                self._hear(binary.Codec.S16LE, _bytes(audio))
+            case rt.AudioCommit():
+                self.commit()
+            case rt.AudioClear():
+                self.talk().clear()
 
     def _update(self, wanted: rt.SessionSettings) -> None:
         output = wanted.audio.output if wanted.audio else None
+        ear = wanted.audio.input if wanted.audio else None
         voice = (output.voice if output else None) or wanted.voice
-        model = self.service.model(wanted.model) if wanted.model else self.model
+        model = self._other_model(wanted.model)
         if wanted.output_modalities and "audio" not in wanted.output_modalities:
             raise Problem("invalid_value", "this server answers with audio", "session.output_modalities")
-        self.voice = self.service.voice(model, voice or (self.voice if model == self.model else None))
+        if ear is not None:
+            ear = self.input.model_copy(update={n: getattr(ear, n) for n in ear.model_fields_set})
+            if self.conversation is not None:
+                self.conversation.configure(ear)
+        if voice or model != self.model:
+            self.voice = self.service.voice(model, voice)
+            self.rate = self.service.engine.synthesizer(model).sample_rate
+        self.input = ear or self.input
         self.settings = self.settings.model_copy(
             update={"model": model, "seed": self.settings.seed if wanted.seed is None else wanted.seed}
         )
@@ -165,6 +150,14 @@ class RealtimeSession:
         if wanted.instructions is not None:
             self.instructions = wanted.instructions
         self.emit(rt.SessionEvent(type="session.updated", session=self.describe()))
+
+    def _other_model(self, wanted: str | None) -> str:
+        """The model that speaks texts. One that converses can be named until audio has been sent."""
+        if wanted in self.service.duplex and wanted != self.talker:
+            if self.conversation is not None:
+                raise Problem("conflict", "this session converses with another model already", "session.model")
+            self.talker = wanted
+        return self.model if wanted is None or wanted in self.service.duplex else self.service.model(wanted)
 
     def _add(self, item: rt.Item, previous: str | None) -> None:
         if item.type != "message" or not item.text.strip():
@@ -192,9 +185,15 @@ class RealtimeSession:
             raise Problem("text_too_long", f"one session may send {self.limits.stream_text_characters} characters")
 
     def _truncate(self, message: rt.ItemTruncate) -> None:
-        self._item(message.item_id)
+        answer = self.said.get(message.item_id)
         if self.answer is not None and self.answer.item_id == message.item_id:
-            self.answer.played = message.audio_end_ms / 1000
+            answer = self.answer
+        else:
+            self._item(message.item_id)
+        if answer is not None:
+            answer.played = message.audio_end_ms / 1000
+            if message.item_id in self.items:
+                self.items[message.item_id] = answer.item("incomplete")
         self.emit(
             rt.ItemGone(
                 type="conversation.item.truncated",
@@ -209,6 +208,8 @@ class RealtimeSession:
             self.answer.played = max(self.answer.played or 0.0, seconds)
             if self.answer.speech is not None:
                 self.answer.speech.session.played(seconds)
+            elif self.conversation is not None:
+                self.conversation.played(seconds)
 
     def interrupt(self, identity: str | None) -> str | None:
         """Stops the answer: the epoch advances, what was not sent is dropped. Returns the answer's id, if any.
@@ -225,6 +226,8 @@ class RealtimeSession:
         self.room.set()
         if answer.speech is not None:
             answer.speech.session.cancel("client")
+        elif self.conversation is not None:
+            self.conversation.interrupt()
         return answer.id
 
     # -- answering ----------------------------------------------------------------------------------------------------
@@ -232,6 +235,13 @@ class RealtimeSession:
         if self.answer is not None:
             raise Problem("conflict", "a response is in progress; cancel it first")
         text = self._spoken_text(settings)
+        if not text.strip() and self.conversation is not None:
+            self.conversation.speak()
+            return
+        if not text.strip():
+            raise Problem(
+                "invalid_value", "there is nothing to say: create an item with text, or give input or instructions"
+            )
         output = settings.audio.output if settings.audio else None
         voice = (output.voice if output else None) or settings.voice
         wish = Wish(
@@ -260,10 +270,6 @@ class RealtimeSession:
         if not text.strip() and settings.instructions:
             text = settings.instructions
             self._count(text)
-        if not text.strip():
-            raise Problem(
-                "invalid_value", "there is nothing to say: create an item with text, or give input or instructions"
-            )
         return text
 
     async def _speak(self, answer: Answer, speech: Speech) -> None:
@@ -271,10 +277,13 @@ class RealtimeSession:
         status = "failed"
         try:
             with speech:
-                self._open(answer)
+                self.begin(answer)
                 async for event in speech.events():
                     if isinstance(event, Audio):
-                        await self._audio(answer, event, speech)
+                        size = await self.audio(answer, event.samples)
+                        if size is not None:
+                            speech.sent(event.seconds, size)
+                            self.words(answer, word_times(event))
                     elif isinstance(event, Outcome):
                         problem = problem_of_outcome(event)
                         client = event.kind == "cancelled" and event.reason == "client"
@@ -283,79 +292,94 @@ class RealtimeSession:
             problem = problem_of(error)
             logs.event("realtime.failed", 40, exc_info=error if problem.code == "internal" else None)
         finally:
-            self._close(answer, status, problem)
+            self._keep(answer, self.end(answer, status, problem))
 
-    def _open(self, answer: Answer) -> None:
-        state = rt.ResponseState(id=answer.id, status="in_progress", metadata=answer.metadata)
-        item = answer.item("in_progress")
-        self.emit(rt.ResponseEvent(type="response.created", response=state))
-        self.emit(rt.OutputItemEvent(type="response.output_item.added", response_id=answer.id, item=item))
-        self.emit(rt.ItemEvent(type="conversation.item.added", item=item))
-        part = rt.ContentPart(type="audio", transcript="")
-        ids: dict[str, Any] = {"response_id": answer.id, "item_id": answer.item_id}
-        self.emit(rt.PartEvent(type="response.content_part.added", part=part, **ids))
-
-    async def _audio(self, answer: Answer, event: Audio, speech: Speech) -> None:
-        ids: dict[str, Any] = {"response_id": answer.id, "item_id": answer.item_id}
-        while self.journal.full and not self.fence.stale(answer.epoch):
-            self.room.clear()
-            await self.room.wait()
-        if self.fence.stale(answer.epoch):
-            return
-        pcm = to_pcm16(event.samples[None]).tobytes()
-        if pcm and self.binary:
-            flags = binary.Flag.FIRST if not answer.samples else 0
-            head = (binary.Kind.AUDIO_OUT, binary.Codec.S16LE, flags)
-            start, index, epoch = answer.samples, answer.index, answer.epoch
-            self.journal.append(lambda seq: binary.Frame(*head, seq, epoch, index, start, pcm).pack(), epoch)
-            self.written.set()
-        elif pcm:
-            delta = base64.b64encode(pcm).decode()
-            self.emit(rt.DeltaEvent(type="response.output_audio.delta", delta=delta, **ids), answer.epoch)
-        answer.samples += len(event.samples)
-        speech.sent(event.seconds, len(pcm))
-        words = word_times(event)
-        if words:
-            text = "".join((" " if answer.words or i else "") + w.text for i, w in enumerate(words))
-            answer.words += words
-            times = [w.model_dump() for w in words]
-            self.emit(
-                rt.DeltaEvent(type="response.output_audio_transcript.delta", delta=text, words=times, **ids),
-                answer.epoch,
-            )
-
-    def _close(self, answer: Answer, status: Any, problem: Problem | None) -> None:
-        item = answer.item("completed" if status == "completed" else "incomplete")
-        ids: dict[str, Any] = {"response_id": answer.id, "item_id": answer.item_id}
-        transcript = answer.transcript
-        part = rt.ContentPart(type="audio", transcript=transcript)
-        self.emit(rt.PartEnd(type="response.output_audio.done", **ids))
-        self.emit(rt.PartEnd(type="response.output_audio_transcript.done", transcript=transcript, **ids))
-        self.emit(rt.PartEvent(type="response.content_part.done", part=part, **ids))
-        self.emit(rt.OutputItemEvent(type="response.output_item.done", response_id=answer.id, item=item))
-        self.emit(rt.ItemEvent(type="conversation.item.done", item=item))
-        details: dict[str, Any] | None = None
-        if status == "cancelled":
-            details = {"type": "cancelled", "reason": "client_cancelled"}
-        elif problem is not None:
-            details = {"type": "failed", "error": problem.body(self.context.request_id)}
-        usage = answer.speech.session.usage if answer.speech else None
-        figures = {"audio_seconds": round(usage.audio, 4), "characters": usage.characters} if usage else None
-        state = rt.ResponseState(
-            id=answer.id,
-            status=status,
-            status_details=details,
-            output=[item],
-            metadata=answer.metadata,
-            usage=figures,
-        )
-        self.emit(rt.ResponseEvent(type="response.done", response=state))
+    def _keep(self, answer: Answer, item: rt.Item) -> None:
+        """What was said is an item of the conversation."""
         if answer.samples:
-            self.items[answer.item_id] = item
-            while len(self.items) > self.limits.items:
-                self.items.popitem(last=False)
+            self.said[answer.item_id] = answer
+            self._remember(item)
         self.answer = None
         self.idle.set()
+
+    def _remember(self, item: rt.Item) -> None:
+        assert item.id is not None
+        self.items[item.id] = item
+        while len(self.items) > self.limits.items:
+            self.said.pop(self.items.popitem(last=False)[0], None)
+
+    # -- conversing ---------------------------------------------------------------------------------------------------
+    def hear(self, frame: binary.Frame) -> None:
+        """A binary frame of the client's audio; one that has arrived before is ignored.
+
+        Raises:
+            Problem: it cannot be taken.
+        """
+        if self.input_seq is not None and (frame.seq - self.input_seq - 1) & 0xFFFFFFFF >= 1 << 31:
+            return
+        self._hear(frame.codec, frame.payload)
+        self.input_seq = frame.seq
+
+    def _hear(self, codec: int, payload: bytes) -> None:
+        self.talk().append(binary.samples_of(codec, payload))
+
+    def talk(self) -> Conversation:
+        """The conversation; it takes a slot when it begins.
+
+        Raises:
+            Problem: `no_duplex_model`, draining, the caller's rate, or no slot (in which case the socket is closed).
+        """
+        if self.conversation is not None:
+            return self.conversation
+        backend, caller = self.service.duplex_backend(self.talker), self.context.caller
+        assert caller is not None
+        if self.service.draining.is_set():
+            raise Problem("draining", "the server is shutting down; another one may take this", retry_after=5)
+        self.service.access.count(caller)
+        request = DuplexRequest(
+            model=self.talker,
+            instructions=self.instructions or None,
+            seed=self.settings.seed or 0,
+            request_id=f"{self.context.request_id}-talk-{uuid.uuid4().hex[:8]}",
+        )
+        try:
+            self.conversation = Conversation(self, backend, request, self.rate, self.input)
+        except Exception as error:
+            problem = problem_of(error)
+            if problem.code == "internal":
+                raise
+            self.unheard = problem.code == "overloaded"  # the client would go on to send frames into nothing
+            raise problem from None
+        return self.conversation
+
+    def commit(self) -> None:
+        """The user's turn becomes an item.
+
+        Raises:
+            Problem: `invalid_value`: there is none.
+        """
+        previous = next(reversed(self.items), None)
+        item = self.talk().commit(previous)
+        self._remember(item)
+        for kind in ("conversation.item.added", "conversation.item.done"):
+            self.emit(rt.ItemEvent(type=kind, item=item, previous_item_id=previous))
+
+    def take_turn(self) -> Answer:
+        """The model begins to speak."""
+        self.answer = Answer(self.answers, self.fence.epoch, spacing="")
+        self.answers += 1
+        self.idle.clear()
+        return self.answer
+
+    def finish_turn(self, turn: Answer, status: str, problem: Problem | None) -> None:
+        """The model has spoken."""
+        self._keep(turn, self.end(turn, status, problem))
+
+    def lost(self, conversation: Conversation, problem: Problem) -> None:
+        """The model's side has ended by itself."""
+        if self.conversation is conversation:
+            self.conversation = None
+            self.refuse(problem)
 
     async def shut(self, reason: str) -> None:
         """Ends the session for good; may be called again."""
@@ -363,7 +387,17 @@ class RealtimeSession:
             self.answer.speech.session.cancel(reason)
             self.journal.fence(self.fence.advance())
             self.room.set()
+        if self.conversation is not None:
+            self.journal.fence(self.fence.advance())
+            await self.conversation.shut(reason)
         if self._task is not None:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
         self.stack.close()
+
+
+def _bytes(audio: str) -> bytes:
+    try:
+        return base64.b64decode(audio, validate=True)
+    except (binascii.Error, ValueError):
+        raise Problem("invalid_value", "the audio is not base64", "audio") from None

@@ -126,7 +126,7 @@ def make_engine(
         synthesizers,
         slots=settings.slots,
         max_waiting=settings.waiting,
-        timeout=settings.limits.speech_seconds,
+        timeout=max(settings.limits.speech_seconds, settings.limits.session_seconds),
         observer=metrics,
         lanes={name: backend.lane(settings.slots) for name, backend in (duplex or {}).items()},
     )

@@ -122,6 +122,8 @@ class SpeechService:
         Raises:
             Problem: `model_not_found`.
         """
+        if not self.engine.models:
+            raise Problem("model_not_found", "no model of this server speaks texts; its models converse", "model")
         if name == "default" or (self.settings.aliases and name in OPENAI_MODELS):
             return self.engine.models[0]
         if name not in self.engine.models:

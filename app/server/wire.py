@@ -17,7 +17,11 @@ ERRORS = 32  # refused messages of one session, after which it is closed
 
 
 class Gone(Exception):
-    """The client has closed the socket, or it broke."""
+    """The client has closed the socket, or it broke. `clean`: it has said goodbye (close code 1000)."""
+
+    def __init__(self, clean: bool = False) -> None:
+        super().__init__()
+        self.clean = clean
 
 
 class Wire:
@@ -46,7 +50,7 @@ class Wire:
             raise Gone from None
         if message["type"] == "websocket.disconnect":
             self.closed = True
-            raise Gone
+            raise Gone(clean=message.get("code") == CLOSE_OK)
         text = message.get("text")
         data: str | bytes = text if text is not None else message.get("bytes") or b""
         if len(data) > self.limits.message_bytes:

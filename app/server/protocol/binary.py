@@ -9,6 +9,8 @@ import struct
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 
+import numpy as np
+
 from ..problems import Problem
 
 SUBPROTOCOL = "quaver.v1.bin"
@@ -43,6 +45,25 @@ class Flag(IntFlag):
     LAST = 2
     DISCONTINUITY = 4
     SILENCE = 8
+
+
+def samples_of(codec: int, payload: bytes) -> np.ndarray:
+    """float32 `[n]` of what a client sends.
+
+    Raises:
+        Problem: `invalid_value`: a codec that is not taken (PCM of 16 bits or floats is), half a sample, or no number.
+    """
+    if codec not in (Codec.S16LE, Codec.F32LE):
+        raise Problem("invalid_value", "audio is taken as codec 0 (s16le) or 1 (f32le)", "codec")
+    width = 2 if codec == Codec.S16LE else 4
+    if len(payload) % width:
+        raise Problem("invalid_value", f"{len(payload)} bytes are no whole number of samples", "audio")
+    if codec == Codec.S16LE:
+        return np.frombuffer(payload, "<i2").astype(np.float32) / 32768
+    samples = np.frombuffer(payload, "<f4").astype(np.float32)
+    if not np.isfinite(samples).all():
+        raise Problem("invalid_value", "the audio has samples that are no numbers", "audio")
+    return np.clip(samples, -1, 1)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,18 @@
 
 Additions: every server event carries `server_event_seq` and `epoch` (advanced by each interruption; audio of an older
 epoch is never sent); `playback.ack`; `session.resume`, `session.event_ack`, `session.heartbeat`, `session.close`.
+
+With a duplex model, audio may be appended at any time (or sent as binary frames of kind 1, whose `seq` grows: a number
+that has been seen is ignored, so that frames may be sent again after a resume). The first one takes a slot. The model
+speaks when it wants to: its turns come as responses that nobody created; `response.create` without a text makes it
+speak. A text is spoken as always, and the model is not heard meanwhile.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from .base import ErrorDetail, OpenMessage
 
@@ -54,11 +59,50 @@ class OutputAudio(OpenMessage):
     speed: float | None = Field(default=None, ge=0.25, le=4.0, allow_inf_nan=False)
 
 
+class InputFormat(OpenMessage):
+    """PCM is 16-bit little-endian mono; the server brings it to the model's rate."""
+
+    type: Literal["audio/pcm"] = "audio/pcm"
+    rate: int = Field(default=24_000, ge=8_000, le=48_000)
+
+
+class TurnDetection(OpenMessage):
+    """When the user's turns begin and end, by the energy of the sound (`semantic_vad` is taken for `server_vad`).
+
+    A duplex model hears by itself when it is to speak and to be quiet, so that `create_response` (it is made to speak
+    when the user stops) and `interrupt_response` (it is cut off when the user starts) are false unless asked for.
+    """
+
+    type: Literal["server_vad", "semantic_vad"] = "server_vad"
+    threshold: float = Field(default=0.5, ge=0, le=1)
+    prefix_padding_ms: int = Field(default=300, ge=0, le=5_000)
+    silence_duration_ms: int = Field(default=500, ge=50, le=10_000)
+    create_response: bool = False
+    interrupt_response: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nulls_are_defaults(cls, value: Any) -> Any:
+        return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
+
+class InputAudio(OpenMessage):
+    """`audio.input` of a session. Turn detection null: no events of it, the client commits."""
+
+    format: InputFormat | None = None
+    turn_detection: TurnDetection | None = TurnDetection()
+
+    @property
+    def rate(self) -> int:
+        """Samples per second that the client sends."""
+        return (self.format or InputFormat()).rate
+
+
 class AudioConfig(OpenMessage):
-    """`audio`; its `input` half (formats, turn detection) waits for a duplex model and is kept as it came."""
+    """`audio` of a session or a response."""
 
     output: OutputAudio | None = None
-    input: dict[str, Any] | None = None
+    input: InputAudio | None = None
 
 
 class SessionSettings(OpenMessage):
@@ -101,20 +145,20 @@ class SessionUpdate(ClientEvent):
 
 
 class AudioAppend(ClientEvent):
-    """What the microphone hears, base64 (needs a duplex model)."""
+    """What the microphone hears: 16-bit PCM, base64, at the rate of `audio.input` (needs a duplex model)."""
 
     type: Literal["input_audio_buffer.append"]
     audio: str
 
 
 class AudioCommit(ClientEvent):
-    """The user's turn is over (needs a duplex model)."""
+    """The user's turn is over: it becomes an item (needs a duplex model). `response.create` makes the model answer."""
 
     type: Literal["input_audio_buffer.commit"]
 
 
 class AudioClear(ClientEvent):
-    """Forget what was appended (needs a duplex model)."""
+    """Forget what was appended and the model has not heard yet (needs a duplex model)."""
 
     type: Literal["input_audio_buffer.clear"]
 
@@ -261,12 +305,14 @@ class SessionEvent(ServerEvent):
 
 
 class SessionResumed(ServerEvent):
-    """The old session goes on; the events after `last_seq` follow. The token is a new one."""
+    """The old session goes on; the events after `last_seq` follow. The token is a new one. `input_seq`: the number of
+    the last binary frame of audio that arrived."""
 
     type: Literal["session.resumed"] = "session.resumed"
     session_id: str
     resume_token: str
     last_seq: int
+    input_seq: int | None = None
 
 
 class SessionHeartbeat(ServerEvent):
@@ -364,6 +410,36 @@ class BufferEvent(ServerEvent):
     response_id: str | None = None
 
 
+class SpeechStarted(ServerEvent):
+    """The user speaks; times in ms of all audio that was appended."""
+
+    type: Literal["input_audio_buffer.speech_started"] = "input_audio_buffer.speech_started"
+    audio_start_ms: int
+    item_id: str
+
+
+class SpeechStopped(ServerEvent):
+    """The user is silent; a commit follows."""
+
+    type: Literal["input_audio_buffer.speech_stopped"] = "input_audio_buffer.speech_stopped"
+    audio_end_ms: int
+    item_id: str
+
+
+class InputCommitted(ServerEvent):
+    """What the user said is an item now."""
+
+    type: Literal["input_audio_buffer.committed"] = "input_audio_buffer.committed"
+    item_id: str
+    previous_item_id: str | None = None
+
+
+class InputCleared(ServerEvent):
+    """What was appended and not heard is forgotten."""
+
+    type: Literal["input_audio_buffer.cleared"] = "input_audio_buffer.cleared"
+
+
 class RealtimeError(ServerEvent):
     """Something was refused or failed."""
 
@@ -383,6 +459,10 @@ ServerMessage = Annotated[
     | DeltaEvent
     | PartEnd
     | BufferEvent
+    | SpeechStarted
+    | SpeechStopped
+    | InputCommitted
+    | InputCleared
     | RealtimeError,
     Field(discriminator="type"),
 ]
