@@ -47,6 +47,9 @@ class DuplexConfig(BaseModel):
             the depth transformer predicts (default: the own ones; all of them lets a model talk to itself).
         delays: of [text, own.., user..] in frames; the default is `delays_of(own, user)`.
         pad, epad: text tokens "no text in this frame" and "a word begins in the next".
+        heard: a second text head writes down what the *other* speaker said, so many frames late (None: no such head).
+            It is not an input. Moshi has none; a small model that must find the words learns to understand far sooner,
+            and a page can show both sides' words.
         schedule: the set of depth weights of each predicted level; default: a set for each.
     """
 
@@ -60,6 +63,7 @@ class DuplexConfig(BaseModel):
     delays: tuple[int, ...] | None = None
     pad: int = 3
     epad: int = 0
+    heard: int | None = Field(default=None, ge=0)
     backbone: TransformerConfig = TransformerConfig()
     depth: DepthConfig = DepthConfig()
     schedule: tuple[int, ...] | None = None
@@ -100,7 +104,7 @@ class DuplexConfig(BaseModel):
 class LossWeights(BaseModel):
     """Moshi's loss: text + the mean over levels, weighted `semantic` for the first codebook of a speaker and
     `acoustic` for the others; PAD and EPAD count `padding` of a word's token. Moshi takes 100 : 1; at that a small
-    model does not learn to speak clearly."""
+    model does not learn to speak clearly. `heard`: of the other speaker's words, where the model writes them down."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -109,6 +113,7 @@ class LossWeights(BaseModel):
     semantic: float = 10.0
     acoustic: float = 1.0
     padding: float = 0.5
+    heard: float = 1.0
 
 
 @dataclass
@@ -135,6 +140,8 @@ class DuplexModel(StreamingModule):
         self.audio_table = nn.Embedding(audio * (config.vocab + 1), width)
         self.transformer = Transformer(config.backbone)
         self.text_head = nn.Linear(width, config.text_vocab, bias=False)
+        if config.heard is not None:
+            self.heard_head = nn.Linear(width, config.text_vocab, bias=False)
         if config.levels:
             self._build_depth(config)
         for table in (m for m in self.modules() if isinstance(m, nn.Embedding)):
@@ -254,12 +261,20 @@ class DuplexModel(StreamingModule):
         hidden = self.hidden(self.shifted(steps))
         return DuplexLogits(self.text_head(hidden), self.audio_logits(hidden, steps))
 
-    def loss(self, codes: Tensor, weights: LossWeights | None = None, noisy: Tensor | None = None) -> dict[str, Tensor]:
-        """Losses in nats: `loss`, `text`, `audio` (weighted), and each level's `levels[level]`.
+    def loss(
+        self,
+        codes: Tensor,
+        weights: LossWeights | None = None,
+        noisy: Tensor | None = None,
+        heard: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Losses in nats: `loss`, `text`, `audio` (weighted), `heard` where the model has that head, and each level's
+        `levels[level]`.
 
         Args:
             codes: `[batch, stream, T]`; `nothing` marks what does not count.
             noisy: what the model sees as its past instead of `codes` (history corruption).
+            heard: text tokens of the other speaker `[batch, T]`, or None: that head is not trained.
         """
         weights = weights or LossWeights()
         frames, config = codes.shape[-1], self.config
@@ -271,14 +286,25 @@ class DuplexModel(StreamingModule):
         share = torch.ones(config.text_vocab, device=codes.device)
         share[[config.pad, config.epad]] = weights.padding
         text = _cross_entropy(self.text_head(hidden), target[:, 0], share)
-        levels = [_cross_entropy(audio[:, :, k], target[:, 1 + k]) for k in range(config.levels)]
-        if not levels:
-            return {"loss": weights.text * text, "text": text}
-        each = torch.stack(levels)
-        semantic = torch.tensor([k in (0, config.own) for k in range(config.levels)], device=each.device)
+        losses = {"loss": weights.text * text, "text": text}
+        if config.heard is not None and heard is not None:
+            losses["heard"] = self._heard_loss(hidden, heard, config.heard, share)
+            losses["loss"] = losses["loss"] + weights.heard * losses["heard"]
+        if config.levels:
+            levels = [_cross_entropy(audio[:, :, k], target[:, 1 + k]) for k in range(config.levels)]
+            losses |= self._audio_losses(torch.stack(levels), weights)
+            losses["loss"] = losses["loss"] + weights.audio * losses["audio"]
+        return losses
+
+    def _heard_loss(self, hidden: Tensor, heard: Tensor, late: int, share: Tensor) -> Tensor:
+        """Column s has heard frame s - 1, so it writes down the words of frame s - 1 - late."""
+        target = F.pad(heard, (1 + late, 0), value=IGNORED)[:, : heard.shape[1]]
+        return _cross_entropy(self.heard_head(hidden), target.masked_fill(target < 0, IGNORED), share)
+
+    def _audio_losses(self, each: Tensor, weights: LossWeights) -> dict[str, Tensor]:
+        semantic = torch.tensor([k in (0, self.config.own) for k in range(len(each))], device=each.device)
         alpha = torch.where(semantic, weights.semantic, weights.acoustic)
-        mean = (alpha * each).sum() / alpha.sum()
-        return {"loss": weights.text * text + weights.audio * mean, "text": text, "audio": mean, "levels": each}
+        return {"audio": (alpha * each).sum() / alpha.sum(), "levels": each}
 
 
 def _cross_entropy(logits: Tensor, target: Tensor, share: Tensor | None = None) -> Tensor:

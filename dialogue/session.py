@@ -49,13 +49,15 @@ class DuplexFrame:
     Attributes:
         audio: float32 `[frame_size]`, the model's voice; silence while the first frame is on its way.
         text: what the frame adds to the model's text. token: the text token. frame: index of the audio frame (negative
-            while it is on its way).
+            while it is on its way). heard: what it adds to the user's words, of a model that writes them down, `late`
+            frames (`DuplexConfig.heard`) after they were said; else "".
     """
 
     audio: np.ndarray
     text: str
     token: int
     frame: int
+    heard: str = ""
 
 
 def latency_seconds(model: DuplexModel, codec: Codec) -> float:
@@ -161,15 +163,15 @@ class DuplexBatch:
         try:
             with self.state.only(mask):
                 codes, _ = self._encode(audio)
-                tokens = self._advance(codes[..., 0])
+                tokens, words = self._advance(codes[..., 0])
             spoken, frames = self._speak(mask)
         except BaseException:
             self.state.rollback(mark)
             raise
-        return {
-            slot: DuplexFrame(spoken[slot], self._text(int(tokens[slot])), int(tokens[slot]), int(frames[slot]))
-            for slot in heard
-        }
+        return {s: self._frame(spoken[s], int(tokens[s]), int(frames[s]), int(words[s])) for s in heard}
+
+    def _frame(self, audio: np.ndarray, token: int, frame: int, words: int) -> DuplexFrame:
+        return DuplexFrame(audio, self._text(token), token, frame, self._text(words))
 
     def _audio(self, heard: Mapping[int, np.ndarray], sample_rate: int | None) -> Tensor:
         if sample_rate not in (None, self.sample_rate):
@@ -189,8 +191,9 @@ class DuplexBatch:
         codes, counts = self.codec.encode(audio, state=self.state.child("codec"))
         return codes[:, : self.model.config.user], counts
 
-    def _advance(self, user: Tensor) -> Tensor:
-        """The user's codes `[slot, user]` of a frame -> the next column is drawn; its text tokens `[slot]`.
+    def _advance(self, user: Tensor) -> tuple[Tensor, Tensor]:
+        """The user's codes `[slot, user]` of a frame -> the next column is drawn; its text tokens `[slot]`, and the
+        tokens of the user's words `[slot]`.
 
         Step q of a slot reads column q - 1 (before the first: the initial tokens) and draws column q.
         """
@@ -207,7 +210,13 @@ class DuplexBatch:
         state.update("tokens", tokens)
         state.update("steps", step + 1)
         state.update("speak", torch.zeros_like(step))
-        return drawn[:, 0]
+        return drawn[:, 0], self._heard(hidden)
+
+    def _heard(self, hidden: Tensor) -> Tensor:
+        """What the user said: the likeliest token, since it is a record and not an utterance."""
+        if self.model.config.heard is None:
+            return torch.full((self.slots,), self.model.config.pad)
+        return self.model.heard_head(hidden).argmax(-1)
 
     def _column(self, tokens: Tensor, at: Tensor) -> Tensor:
         """Column `at[slot]` of every stream `[slot, stream]`, the initial token where a stream has not begun."""

@@ -7,10 +7,12 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import nn
 
+from ..codecs.loading import load_weights, model_folder
 from ..errors import ConfigError, MissingFile
 
-__all__ = ["Optimizer", "Recipe", "Source", "load_recipe"]
+__all__ = ["Optimizer", "Recipe", "Source", "load_recipe", "start_from"]
 
 
 class Source(BaseModel):
@@ -99,3 +101,13 @@ def load_recipe(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Reci
         first = error.errors()[0]
         place = ".".join(str(p) for p in first["loc"])
         raise ConfigError(f"{path}: {place}: {first['msg']}") from None
+
+
+def start_from(module: nn.Module, recipe: Recipe) -> None:
+    """Fills a module that was just built with the weights of the recipe's `init`, where there is one.
+
+    Raises:
+        MissingFile, CorruptFile: as `codecs.loading.load_weights`.
+    """
+    if recipe.init is not None:
+        load_weights(module, model_folder(str(recipe.init)))

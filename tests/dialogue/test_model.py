@@ -133,6 +133,27 @@ def test_the_loss_is_moshis() -> None:
     assert float(found["loss"]) == pytest.approx(total / count + audio / 102, rel=1e-4)
 
 
+def test_the_users_words_are_written_down_late() -> None:
+    """Words that follow from the user's codes are learnt at the head's delay, and at none that is before them."""
+    model, late = tiny_model(2, heard=1), 1
+    optimizer = torch.optim.Adam(model.parameters(), 0.02)
+    for step in range(120):
+        codes = random_codes(model, 8, 12, step)
+        losses = model.loss(codes, LossWeights(text=0, audio=0), heard=codes[:, 4])
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        optimizer.step()
+    codes = random_codes(model, 4, 12, 1000)
+    with torch.inference_mode():
+        hidden = model.hidden(model.shifted(model.delay(codes)[..., :12]))
+        written = model.heard_head(hidden).argmax(-1)
+        absent = model.loss(codes, heard=torch.full_like(codes[:, 4], model.nothing))
+    assert float((written[:, 1 + late :] == codes[:, 4, : -1 - late]).float().mean()) > 0.9
+    assert float(losses["heard"]) < 0.5
+    assert float(absent["heard"]) == 0
+    assert "heard" not in model.loss(codes)
+
+
 def test_the_special_ids() -> None:
     model = tiny_model()
     assert (model.text_initial, model.audio_initial) == (12, 8)

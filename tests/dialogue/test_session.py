@@ -31,7 +31,7 @@ def batch(slots: int = 3, seed: int = 0, **changes: Any) -> DuplexBatch:
 )
 def test_a_session_is_the_model_on_its_own_tokens(delays: tuple[int, ...] | None) -> None:
     """Greedy steps, replayed offline: codec, delays, both transformers and the decoder, each frame of them."""
-    made = batch(2, delays=delays)
+    made = batch(2, delays=delays, heard=2)
     made.join(1, DuplexSettings(temperature=0, text_temperature=0))
     heard = noise_frames(20, SIZE)
     said = [made.step({1: frame})[1] for frame in heard]
@@ -44,8 +44,10 @@ def test_a_session_is_the_model_on_its_own_tokens(delays: tuple[int, ...] | None
         for k in range(config.user):
             delay = config.stream_delays[4 + k]
             steps[0, 4 + k, delay:] = user[0, k, : 21 - delay] if delay else torch.cat([user[0, k], user.new_zeros(1)])
+        written = []
         for q in range(21):
             hidden = model.hidden(model.shifted(steps)[..., : q + 1])[:, -1]
+            written.append(made._text(int(model.heard_head(hidden).argmax())))
             if q >= config.stream_delays[0]:
                 steps[0, 0, q] = model.text_head(hidden).argmax()
             for level in range(3):
@@ -57,6 +59,8 @@ def test_a_session_is_the_model_on_its_own_tokens(delays: tuple[int, ...] | None
         spoken = spoken[..., 1:] if late == 0 else spoken  # with no delay frame 0 comes before anything is heard
         offline = codec.decode(spoken)[0, 0].numpy()
     assert [f.token if f.token < config.text_vocab else config.text_vocab for f in said] == steps[0, 0, 1:].tolist()
+    assert [f.heard for f in said] == written[1:]
+    assert any(written)
     assert [f.frame for f in said] == list(range(1 - late, 21 - late))
     streamed = np.concatenate([f.audio for f in said])[max(late - 1, 0) * SIZE :]
     overlap = codec.latency

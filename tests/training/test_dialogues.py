@@ -156,12 +156,13 @@ def test_the_task_trains_and_its_folder_talks(corpus: Path, tmp_path: Path) -> N
     assert report.total.seconds > 5
 
 
-def test_the_text_stream_may_hold_the_users_words() -> None:
+def test_the_users_words_are_spread_over_the_turn_but_not_over_its_pauses() -> None:
     from quaver.training.tasks.duplex import _user_words
 
-    events = (Event("turn", 1.0, 2.0, "what is two"), Event("noise", 2.5, 2.6))
-    row = DialogueRow("a", Path("a"), 3.0, (), events, "train", "joe")
-    assert [(w, round(a, 2)) for w, a, _ in _user_words(row)] == [("what", 1.0), ("is", 1.33), ("two", 1.67)]
+    events = (Event("turn", 1.0, 3.1, "what is two"), Event("pause", 1.9, 2.9), Event("noise", 3.5, 3.6))
+    row = DialogueRow("a", Path("a"), 4.0, (), events, "train", "joe")
+    assert [(w, round(a, 2)) for w, a, _ in _user_words(row)] == [("what", 1.0), ("is", 1.46), ("two", 1.73)]
+    assert round(_user_words(row)[-1][2], 2) == 3.1
 
 
 def test_the_vocabulary_covers_what_the_assistant_says() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...codecs.semantic import SemanticConfig, SemanticTokenizer
 from ...tts.text import BASE_PHONES, is_pause, strip_stress
 from ..durations import TRACK
-from ..recipe import Recipe
+from ..recipe import Recipe, start_from
 from ..sampling import Mixture, Pick
 
 __all__ = ["BLANK", "PAUSE", "CTCTask", "ctc_symbols", "ctc_targets"]
@@ -62,6 +62,7 @@ class CTCTask:
         self.ids = {s: i for i, s in enumerate(self.symbols)}
         self.settings = SemanticConfig.model_validate({**recipe.model, "symbols": self.symbols})
         self.model = SemanticTokenizer(self.settings)
+        start_from(self.model, recipe)
 
         self.mixture = Mixture(recipe.data, texts=True)
         labelled = tuple(s for s in recipe.data if (s.pack / TRACK).exists())

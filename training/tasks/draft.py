@@ -77,6 +77,8 @@ class DraftTask:
     """Batches come from the target's own task, so that a drafter reads what its target reads."""
 
     def __init__(self, recipe: Recipe) -> None:
+        if recipe.init is not None:
+            raise ConfigError("a drafter starts from its target's own layers: leave out init")
         self.options = Options.model_validate(recipe.options)
         folder = model_folder(str(self.options.target))
         self.sha256 = weights_hash(folder)

@@ -15,14 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ...codecs.base import Codec
-from ...codecs.loading import load_codec, load_weights, model_folder
+from ...codecs.loading import load_codec, model_folder
 from ...dialogue.model import DuplexConfig, DuplexModel, LossWeights
-from ...dialogue.monologue import PieceVocabulary, load_vocabulary, monologue
+from ...dialogue.monologue import PieceVocabulary, TimedWord, load_vocabulary, monologue
 from ...errors import BadInput, ConfigError
 from ..corpus import beside
 from ..dialogue_audio import DialogueRow, load_dialogues, read_channels
 from ..dialogues import texts
-from ..recipe import Recipe
+from ..recipe import Recipe, start_from
 
 __all__ = ["DuplexTask"]
 
@@ -63,8 +63,7 @@ class DuplexTask:
         made = {"text_vocab": size, "vocab": self.spec.vocab, "pad": pad, "epad": epad}
         self.settings = DuplexConfig.model_validate(made | recipe.model)
         self.model = DuplexModel(self.settings)
-        if recipe.init is not None:
-            load_weights(self.model, model_folder(str(recipe.init)))
+        start_from(self.model, recipe)
         self.network = _Network(self.model, self.options)
         self.rows, weights = [], []
         for source in recipe.data:
@@ -107,33 +106,52 @@ class DuplexTask:
 
     def batch(self, rng: np.random.Generator, step: int) -> dict[str, Tensor]:
         picked = rng.choice(len(self.rows), size=self.crops, p=self.weights)
-        return {"codes": torch.stack([self._crop(int(i), rng) for i in picked])}
+        crops = [self._crop(int(i), rng) for i in picked]
+        return {"codes": torch.stack([c for c, _ in crops]), "heard": torch.stack([h for _, h in crops])}
 
-    def _crop(self, index: int, rng: np.random.Generator) -> Tensor:
-        """LongTensor `[stream, frame]`; `nothing` past the end of the dialogue."""
+    def _crop(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Streams `[stream, frame]` and the user's words `[frame]`, LongTensors; `nothing` past the dialogue's end."""
         row, codes, settings = self.rows[index], self.codes[index], self.settings
         total, nothing = codes.shape[-1], self.model.nothing
         start = int(rng.integers(max(1, total - self.frames + 1)))
         crop = torch.from_numpy(codes[..., start : start + self.frames].astype(np.int64))
-        words = row.words if self.options.text_of == "own" else _user_words(row)
-        text = monologue(words, total, self.spec.rate, self.vocabulary)[start : start + self.frames]
+        spoken = row.words if self.options.text_of == "own" else _user_words(row)
+        text, heard = (
+            monologue(words, total, self.spec.rate, self.vocabulary)[start : start + self.frames]
+            for words in (spoken, _user_words(row))
+        )
         user, own = crop[0, : settings.user].clone(), crop[1, : settings.own].clone()
         if rng.random() < self.options.own_absent:
             own.fill_(nothing)
         if rng.random() < self.options.user_absent:
             user.fill_(nothing)
-        streams = torch.cat([text[None], own, user])
-        return nn.functional.pad(streams, (0, self.frames - streams.shape[-1]), value=nothing)
+            heard = torch.full_like(heard, nothing)
+        every = torch.cat([text[None], own, user, heard[None]])
+        every = nn.functional.pad(every, (0, self.frames - every.shape[-1]), value=nothing)
+        return every[:-1], every[-1]
 
 
-def _user_words(row: DialogueRow) -> list[tuple[str, float, float]]:
-    """The user's words, spread evenly over what the script says (their exact times are not known of every voice)."""
-    words = []
+def _user_words(row: DialogueRow) -> list[TimedWord]:
+    """The user's words with times: what the script says, spread over the turn by the words' letters, pauses left out
+    (not every voice tells its exact times)."""
+    pauses = [(e.start, e.end) for e in row.events if e.kind == "pause"]
+    words: list[TimedWord] = []
     for event in row.events:
         said = event.text.split() if event.kind in ("turn", "interrupt") else []
-        each = (event.end - event.start) / max(1, len(said))
-        words += [(w, event.start + i * each, event.start + (i + 1) * each) for i, w in enumerate(said)]
+        inside = [p for p in pauses if event.start <= p[0] and p[1] <= event.end]
+        speech = event.end - event.start - sum(b - a for a, b in inside)
+        letters = np.cumsum([0] + [len(w) + 1 for w in said])
+        times = [_after_pauses(event.start + speech * n / letters[-1], inside) for n in letters] if said else []
+        words += [(w, a, b) for w, a, b in zip(said, times, times[1:], strict=False)]
     return sorted(words, key=lambda w: w[1])
+
+
+def _after_pauses(time: float, pauses: list[tuple[float, float]]) -> float:
+    """A time that counted speech only, as a time that counts the pauses too."""
+    for start, end in sorted(pauses):
+        if time >= start:
+            time += end - start
+    return time
 
 
 class _Network(nn.Module):
@@ -142,7 +160,7 @@ class _Network(nn.Module):
         self.model, self.options = model, options
 
     def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-        losses = self.model.loss(batch["codes"], self.options.loss, self._corrupted(batch["codes"]))
+        losses = self.model.loss(batch["codes"], self.options.loss, self._corrupted(batch["codes"]), batch["heard"])
         levels = losses.pop("levels", None)
         return losses if levels is None else {**losses, "semantic": levels[0], "acoustic": levels[1:].mean()}
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...codecs.features import LogMel
 from ...tts.flow import FlowConfig, FlowModel
 from ..pack import SAMPLE_RATE
-from ..recipe import Recipe
+from ..recipe import Recipe, start_from
 from ..sampling import Mixture, Pick
 
 __all__ = ["FlowTask"]
@@ -49,6 +49,7 @@ class FlowTask:
         self.voice_ids = {voice: i for i, voice in enumerate(voices)}
         self.settings = FlowConfig.model_validate({**recipe.model, "voices": voices})
         self.model = FlowModel(self.settings)
+        start_from(self.model, recipe)
         self.network = _Network(self.model)
         self.seconds = recipe.batch_seconds
         self.spoken: dict[str, list[Pick]] = {voice: [] for voice in voices}  # what each speaker has said
@@ -77,6 +78,7 @@ class FlowTask:
             if rng.random() < self.options.prompted:
                 prompt[row, : int(counts[row] * self.options.longest_prompt * rng.random())] = True
         described = self._references(rng, picks) if self.settings.vector else {}
+        chunk = int(rng.choice(self.settings.chunks, p=self._shares()))
         return {
             **described,
             "tokens": torch.from_numpy(tokens),
@@ -85,7 +87,8 @@ class FlowTask:
             "prompt": torch.from_numpy(prompt),
             "dropped": torch.from_numpy(rng.random(len(picks)) < self.options.drop),
             "voice": torch.tensor([self.voice_ids[p.pack.entries[p.index].voice] for p in picks]),
-            "chunk": torch.tensor(int(rng.choice(self.settings.chunks, p=self._shares()))),
+            "chunk": torch.tensor(chunk),
+            "first": torch.tensor(int(rng.integers(1, chunk + 1)) if chunk else 0),  # any grid of chunks
         }
 
     def _references(self, rng: np.random.Generator, picks: list[Pick]) -> dict[str, Tensor]:
@@ -140,5 +143,6 @@ class _Network(nn.Module):
             batch["prompt"],
             batch["dropped"],
             int(batch["chunk"]),
+            int(batch["first"]),
         )
         return {"loss": loss}

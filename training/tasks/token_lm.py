@@ -22,7 +22,7 @@ from ...tts.text import is_pause
 from ...tts.token_heads import MultiTokenHead
 from ...tts.token_lm import TokenLM, TokenLMConfig, phone_text
 from ..align import pointers
-from ..recipe import Recipe
+from ..recipe import Recipe, start_from
 from ..sampling import Mixture, Pick
 
 __all__ = ["TokenLMTask"]
@@ -77,6 +77,7 @@ class TokenLMTask:
         self.tokenizer = _tokenizer(checkpoint) if self.settings.text == "bpe" else None
         if isinstance(checkpoint, str) and isinstance(self.model.backbone, HFBackbone):
             load_hf_weights(self.model.backbone, checkpoint)
+        start_from(self.model, recipe)
         self.network = _Network(self.model, self.options)
         self.seconds = recipe.batch_seconds
 

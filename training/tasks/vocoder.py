@@ -14,7 +14,7 @@ from ...codecs.mel import MelCodec, MelConfig
 from ...codecs.native import XCodec
 from ...errors import ConfigError
 from ..losses import SpectralLoss, pitch_losses
-from ..recipe import Recipe
+from ..recipe import Recipe, start_from
 from ..sampling import Mixture
 
 __all__ = ["VocoderTask"]
@@ -47,6 +47,7 @@ class VocoderTask:
         self.model = MelCodec(self.settings)
         if self.options.warm:
             _warm(self.model, self.options.warm)
+        start_from(self.model, recipe)
         self.network = _Network(self.model, self.options)
         self.mixture = Mixture(recipe.data, longest=60.0)
         self.samples = round(self.options.crop * self.settings.sample_rate)
