@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from ..errors import QuaverError
-from .commands import chat, codec, corpus, dialogues, eval_duplex, groups, say, serve, train, voice
+from .commands import batch, chat, codec, corpus, dialogues, eval_duplex, groups, say, serve, train, voice
 from .commands import eval as evaluation
 
 BAD_INPUT = 2
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 app.command("say")(say.say)
 app.command("voices")(say.voices)
+app.command("batch")(batch.batch)
 app.add_typer(voice.app, name="voice")
 app.command("convert")(voice.convert)
 app.add_typer(codec.app, name="codec")
