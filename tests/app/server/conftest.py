@@ -87,7 +87,7 @@ class Running:
 
     def settled(self, seconds: float = 20.0) -> bool:
         """Waits until no session is open and every slot is free."""
-        slots = self.app.state.settings.slots
+        slots = self.app.state.settings.slots * len(self.engine.stats().slots)
         return wait_for(lambda: self.engine.stats().open == 0 and self.free() == slots, seconds)
 
 

@@ -2,48 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import random
 import signal
-import socket
 import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from websockets.exceptions import ConnectionClosed, WebSocketException
+from websockets.exceptions import ConnectionClosed
 
 from quaver.app.server.metrics import Meter
 from quaver.tts.synthesizer import Synthesizer
 
 from .conftest import Running, receive, serving, until, wait_for
-
-SPEECH = "/v1/audio/speech"
-TEXT = "One day, two cats sat there. "
-LONG = {"input": TEXT * 130, "response_format": "pcm"}
-
-
-def raw_socket(running: Running, buffer: int = 0) -> socket.socket:
-    host, port = running.url.removeprefix("http://").split(":")
-    raw = socket.socket()
-    if buffer:
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-    raw.connect((host, int(port)))
-    return raw
-
-
-def post(body: dict[str, Any]) -> bytes:
-    data = json.dumps(body).encode()
-    head = f"POST {SPEECH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    return f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data
+from .storms import LONG, SPEECH, TEXT, post, raw_socket, storm
 
 
 def test_over_capacity_every_refusal_is_typed_and_quick(synthesizer: Synthesizer, tmp_path: Path) -> None:
@@ -234,49 +213,6 @@ def test_a_send_that_fails_gives_the_slot_back(hasty: Running, monkeypatch: pyte
     with hasty.http() as http, pytest.raises(httpx.RemoteProtocolError):
         http.post(SPEECH, json={"input": TEXT, "response_format": "pcm"})
     assert hasty.settled()
-
-
-def storm(running: Running, rounds: int, seed: int) -> None:
-    """Random connects, cancels and kills over all surfaces."""
-    chance = random.Random(seed)
-    moves: list[Callable[[Running, random.Random], None]] = [kill_http, kill_ws, cancel_ws, kill_realtime]
-    for _ in range(rounds):
-        with contextlib.suppress(OSError, WebSocketException, TimeoutError):
-            chance.choice(moves)(running, chance)
-
-
-def kill_http(running: Running, chance: random.Random) -> None:
-    with raw_socket(running) as raw:
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # reset, no goodbye
-        raw.sendall(post(LONG)[: chance.choice([20, None])])
-        raw.settimeout(2)
-        if chance.random() < 0.7:
-            raw.recv(chance.choice([1, 4000]))
-
-
-def kill_ws(running: Running, chance: random.Random) -> None:
-    ws = running.ws()
-    ws.send('{"type": "session.config"}')
-    ws.send(json.dumps({"type": "input.text", "text": TEXT * chance.choice([1, 40])}))
-    if chance.random() < 0.7:
-        ws.recv(2)
-    ws.socket.close()
-
-
-def cancel_ws(running: Running, chance: random.Random) -> None:
-    with running.ws() as ws:
-        ws.send('{"type": "session.config"}')
-        ws.send(json.dumps({"type": "input.text", "text": TEXT * 10}))
-        ws.send('{"type": "input.cancel"}')
-        until(ws, "session.done", 5)
-
-
-def kill_realtime(running: Running, chance: random.Random) -> None:
-    ws = running.ws("/v1/realtime")
-    ws.send(json.dumps({"type": "response.create", "response": {"instructions": TEXT * 20}}))
-    if chance.random() < 0.5:
-        ws.recv(2)
-    ws.socket.close()
 
 
 def stormed(running: Running, rounds: int) -> None:

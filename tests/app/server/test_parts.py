@@ -168,7 +168,7 @@ def test_schemathesis_finds_no_answer_outside_the_schema(synthesizer: Synthesize
                 "--max-examples",
                 "4",
                 "--phases",
-                "coverage,fuzzing",
+                phases,
                 "--seed",
                 "1",
             ),
