@@ -24,7 +24,8 @@ from typing import Literal, get_args
 
 from ..errors import BadInput, Draining, EngineError, Overloaded, QuaverError
 from ..tts.speaking import SpeechSettings
-from ..tts.synthesizer import Synthesizer
+from ..tts.token_synthesizer import TokenSynthesizer
+from ..tts.voices import Voice
 from .engine_lanes import SlotState, SpeechLane
 from .engine_session import (
     Audio,
@@ -38,6 +39,7 @@ from .engine_session import (
     Usage,
 )
 from .engine_stats import Counts, EngineStats
+from .engine_tokens import AnySynthesizer, TokenLane, check_token_request
 from .engine_worker import IDLE_POLL, LaneFactory, Worker
 
 __all__ = [
@@ -103,7 +105,7 @@ class Engine:
 
     def __init__(
         self,
-        synthesizers: Mapping[str, Synthesizer],
+        synthesizers: Mapping[str, AnySynthesizer],
         *,
         slots: int = 8,
         max_waiting: int = 16,
@@ -126,7 +128,10 @@ class Engine:
         self.buffer, self.timeout, self.stall, self.stuck = buffer, timeout, stall, stuck
         self.observer = observer or Observer()
         self._factories: dict[str, LaneFactory] = {
-            name: partial(SpeechLane, name, its, slots, chunks, buffer) for name, its in self._synthesizers.items()
+            name: partial(TokenLane, name, its, slots, buffer)
+            if isinstance(its, TokenSynthesizer)
+            else partial(SpeechLane, name, its, slots, chunks, buffer)
+            for name, its in self._synthesizers.items()
         } | dict(lanes or {})
         self._warm_up, self._clock = warm_up, clock
         self._changed = threading.Condition()
@@ -212,7 +217,7 @@ class Engine:
         """Names that `SpeechRequest.model` may have, besides "default"."""
         return tuple(self._synthesizers)
 
-    def synthesizer(self, model: str = "default") -> Synthesizer:
+    def synthesizer(self, model: str = "default") -> AnySynthesizer:
         """The model of that name, for its voices and sample rate.
 
         Raises:
@@ -250,7 +255,7 @@ class Engine:
         self.accept(session, request.deadline)
         return session
 
-    def _checked(self, name: str, request: SpeechRequest) -> SpeechSettings:
+    def _checked(self, name: str, request: SpeechRequest) -> SpeechSettings | None:
         if request.text is not None and not request.text.strip():
             raise BadInput("there is no text to speak; give at least one word")
         for what, value in (("ahead", request.ahead), ("timeout", request.timeout)):
@@ -258,7 +263,13 @@ class Engine:
                 raise BadInput(f"{what} must be a positive number of seconds, not {value}")
         if not request.deadline >= 0:
             raise BadInput(f"deadline must be a number of seconds, not {request.deadline}")
-        return self._synthesizers[name].settings_of(
+        synthesizer = self._synthesizers[name]
+        if isinstance(synthesizer, TokenSynthesizer):
+            check_token_request(synthesizer, request)
+            return None
+        if isinstance(request.voice, Voice):
+            raise BadInput("this model has voices of its own only, it cannot speak as a voice file")
+        return synthesizer.settings_of(
             voice=request.voice,
             speed=request.speed,
             seed=request.seed,

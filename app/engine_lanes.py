@@ -84,6 +84,7 @@ class SpeechLane:
 
     def join(self, slot: int, session: Session) -> None:
         assert isinstance(session, SpeechSession)
+        assert session.settings is not None
         request = session.request
         script = Script(self.synthesizer.frontend, request.text, by=request.split)
         self.batch.join(slot, script, session.settings)

@@ -23,6 +23,7 @@ from ..errors import BadInput, QuaverError
 from ..tts.script import Split
 from ..tts.speaking import SpeechSettings
 from ..tts.timeline import TimedSpan
+from ..tts.voices import Voice
 
 __all__ = ["Audio", "Event", "Outcome", "OutcomeKind", "Session", "SpeechRequest", "SpeechSession", "Started", "Usage"]
 
@@ -35,7 +36,8 @@ class SpeechRequest:
 
     Attributes:
         text: the whole text, or None when it arrives in pieces through `push_text`.
-        model: one of the engine's models. voice: one of the model's, or None for its own choice.
+        model: one of the engine's models. voice: one of the model's, the content of a voice file (of a model that
+            imitates), or None for the model's own choice.
         speed, seed, pause, temperature, codebooks: as for `Synthesizer.stream`.
         ahead: seconds that generation may run ahead of playback (None: only the session's buffer bounds it). Playback
             is what `Session.played` told; until the first such call it is taken to run in real time from the moment
@@ -49,7 +51,7 @@ class SpeechRequest:
 
     text: str | None
     model: str = "default"
-    voice: str | None = None
+    voice: str | Voice | None = None
     speed: float = 1.0
     seed: int = 0
     pause: float = 1.0
@@ -323,7 +325,7 @@ class SpeechSession(Session):
     def __init__(
         self,
         request: SpeechRequest,
-        settings: SpeechSettings,
+        settings: SpeechSettings | None,
         wake: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

@@ -1,0 +1,92 @@
+"""A token language model in the engine: the same answers, admission and failures as of any other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quaver.app.engine import Audio, Engine, Outcome, SpeechRequest
+from quaver.app.engine_tokens import can_clone, default_voice
+from quaver.errors import BadInput, Overloaded
+from quaver.tts.token_synthesizer import TokenSynthesizer, TokenVoiceSettings
+
+from ..tts.test_token_synthesizer import cosyvoice
+from ..tts.test_voices import SOUND, VOICE
+from ..tts.tokens import token_lm
+from .engine_help import read, running, sound, tiny_synthesizer, wait_until
+
+TEXT = "Hello there. A word."
+
+
+def cloner() -> TokenSynthesizer:
+    return TokenSynthesizer(token_lm("cosyvoice2"), SOUND, TokenVoiceSettings())
+
+
+def serve(synthesizer: TokenSynthesizer, **settings: Any) -> Any:
+    return running(synthesizer, **settings)  # type: ignore[arg-type]
+
+
+def test_many_at_once_say_what_each_would_say_alone() -> None:
+    voice = cosyvoice()
+    with serve(voice) as engine:
+        sessions = [engine.submit(SpeechRequest(TEXT, voice="b", seed=seed)) for seed in range(3)]
+        for seed, session in enumerate(sessions):
+            events = read(session)
+            assert np.array_equal(sound(events), voice.say(TEXT, voice="b", seed=seed))
+            assert sum(isinstance(e, Audio) for e in events) > 2
+            assert session.outcome is not None
+            assert session.outcome.kind == "done"
+
+
+def test_text_in_pieces_is_spoken_when_it_is_complete() -> None:
+    voice = cosyvoice()
+    with serve(voice, slots=1) as engine:
+        session = engine.submit(SpeechRequest(None, seed=2))
+        session.push_text("Hello ")
+        wait_until(lambda: engine.stats().slots["tiny"]["waiting"] == 1)
+        with pytest.raises(Overloaded):
+            engine.submit(SpeechRequest(TEXT, deadline=0))
+        session.push_text("there. A word.")
+        session.finish_text()
+        assert np.array_equal(sound(read(session)), voice.say(TEXT, seed=2))
+
+
+def test_a_slot_is_held_and_cancelled_like_any_other() -> None:
+    with serve(cosyvoice(), slots=1) as engine:
+        session = engine.submit(SpeechRequest(TEXT * 20, ahead=0.001))
+        wait_until(lambda: engine.stats().slots["tiny"]["held"] == 1)
+        session.cancel()
+        wait_until(lambda: engine.stats().slots["tiny"]["free"] == 1)
+        assert isinstance(read(session)[-1], Outcome)
+
+
+def test_what_a_model_cannot_do_fails_that_session_alone() -> None:
+    voice = cosyvoice()
+    with serve(voice) as engine:
+        good, bad = engine.submit(SpeechRequest(TEXT, seed=1)), engine.submit(SpeechRequest(TEXT, pause=2.0))
+        outcome = read(bad)[-1]
+        assert isinstance(outcome, Outcome)
+        assert isinstance(outcome.error, BadInput)
+        assert np.array_equal(sound(read(good)), voice.say(TEXT, seed=1))
+        with pytest.raises(BadInput, match="voice"):
+            engine.submit(SpeechRequest(TEXT, voice="nobody"))
+
+
+def test_a_voice_file_speaks_where_a_model_can_imitate_and_is_refused_elsewhere() -> None:
+    voice, fixed = cloner(), tiny_synthesizer()
+    assert can_clone(voice)
+    assert not can_clone(fixed)
+    assert (default_voice(voice), default_voice(fixed)) == (voice.voices[0], "Alice")
+    engine = Engine({"clone": voice, "fixed": fixed}, slots=2, warm_up=False)
+    engine.start()
+    try:
+        heard = sound(read(engine.submit(SpeechRequest(TEXT, model="clone", voice=VOICE, seed=1))))
+        assert np.array_equal(heard, voice.say(TEXT, voice=VOICE, seed=1))
+        assert not np.array_equal(heard[:2000], voice.say(TEXT, seed=1)[:2000])
+        with pytest.raises(BadInput, match="voice file"):
+            engine.submit(SpeechRequest(TEXT, model="fixed", voice=VOICE))
+        assert len(sound(read(engine.submit(SpeechRequest(TEXT, model="fixed")))))
+    finally:
+        engine.stop()
