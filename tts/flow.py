@@ -41,6 +41,7 @@ class FlowConfig(BaseModel):
             near (empty: a table per codebook).
         mels, patch: mel bins, and mel frames per token. lookahead: tokens ahead that the condition sees.
         chunk: tokens per chunk in streaming; chunks: the sizes that training draws from (0 = full attention).
+        first: tokens of a stream's first chunk (0 = `chunk`): fewer, so that audio starts earlier.
         voices: names of speakers. vector: width of a speaker vector (0 = none), which the flow's own encoder makes of
             any speech (`describe`).
         steps, guidance: Euler steps and CFG strength beta in use.
@@ -55,6 +56,7 @@ class FlowConfig(BaseModel):
     patch: int = 4
     lookahead: int = 3
     chunk: int = Field(default=10, ge=1)
+    first: int = Field(default=5, ge=0)
     chunks: tuple[int, ...] = (0, 10, 20)
     voices: tuple[str, ...] = ()
     vector: int = 0
@@ -72,6 +74,11 @@ class FlowConfig(BaseModel):
             raise ValueError("levels are those of one codebook and multiply to vocab")
         return self
 
+    @property
+    def opening(self) -> int:
+        """Tokens of the first chunk."""
+        return min(self.first or self.chunk, self.chunk)
+
 
 def cosine_times(steps: int) -> list[float]:
     """Times 0 = t_0 < ... < t_steps = 1 of CosyVoice's schedule 1 - cos(pi u / 2): small steps first."""
@@ -79,24 +86,30 @@ def cosine_times(steps: int) -> list[float]:
 
 
 class _ChunkTransformer(Transformer):
-    """A transformer whose positions see their whole chunk, in a stream too (chunks begin at multiples of `chunk`)."""
+    """A transformer whose positions see their whole chunk, in a stream too; chunks end at `first` + n `chunk`."""
 
-    chunk = 1
+    chunk, first = 1, 1
 
     def _ring_mask(self, positions: Tensor) -> Tensor:
         last = positions[:, -1:]
         place = torch.arange(self.capacity, device=positions.device)[None]
         held = (last - (last - place) % self.capacity)[:, None]
-        end = (positions // self.chunk * self.chunk + self.chunk)[:, :, None]
+        end = _chunk_ends(positions, self.chunk, self.first)[:, :, None]
         return ((held < end) & (positions[:, :, None] - held < self.config.window) & (held >= 0))[:, None]
 
 
-def chunk_mask(positions: int, chunk: int, window: int, device: torch.device | None = None) -> Tensor:
-    """BoolTensor `[1, 1, position, position]`, True = may attend; `chunk` 0 = everything sees everything."""
+def _chunk_ends(positions: Tensor, chunk: int, first: int) -> Tensor:
+    """The position at which the chunk of each position ends."""
+    return (positions - first).div(chunk, rounding_mode="floor") * chunk + chunk + first
+
+
+def chunk_mask(positions: int, chunk: int, window: int, device: torch.device | None = None, first: int = 0) -> Tensor:
+    """BoolTensor `[1, 1, position, position]`, True = may attend; `chunk` 0 = everything sees everything; `first`
+    positions in the first chunk (0 = `chunk`)."""
     index = torch.arange(positions, device=device)
     if chunk == 0:
         return torch.ones(1, 1, positions, positions, dtype=torch.bool, device=device)
-    end = index // chunk * chunk + chunk
+    end = _chunk_ends(index, chunk, first or chunk)
     return ((index[None] < end[:, None]) & (index[:, None] - index[None] < window))[None, None]
 
 
@@ -153,7 +166,7 @@ class FlowModel(nn.Module):
         self.nothing = nn.Parameter(0.1 * torch.randn(width))
         self.time = nn.Sequential(nn.Linear(64, condition), nn.SiLU(), nn.Linear(condition, condition))
         self.backbone = _ChunkTransformer(config.backbone)
-        self.backbone.chunk = config.chunk
+        self.backbone.chunk, self.backbone.first = config.chunk, config.opening
         self.out = nn.Linear(width, mel)
         nn.init.normal_(self.voice.weight, std=0.3)
 
@@ -222,13 +235,15 @@ class FlowModel(nn.Module):
         prompt: Tensor,
         dropped: Tensor,
         chunk: int,
+        first: int = 0,
     ) -> Tensor:
         """Mean squared error of the velocity, over known positions that no prompt gives away.
 
         Args:
             mel: `[batch, mels, frame]`. tokens: `[batch, K, token]`, `known[batch, token]`.
             prompt: BoolTensor `[batch, token]`, positions whose mel is shown. dropped: BoolTensor[batch], items that
-                are trained without tokens, prompt and speaker, for guidance. chunk: 0 = full attention.
+                are trained without tokens, prompt and speaker, for guidance. chunk: 0 = full attention. first: tokens
+                of the first chunk (0 = `chunk`).
         """
         x1 = self.fold(mel)
         batch, positions, _ = x1.shape
@@ -240,7 +255,7 @@ class FlowModel(nn.Module):
         time = 1 - (torch.rand(batch, device=mel.device) * math.pi / 2).cos()
         t = time[:, None, None]
         x = (1 - t) * torch.randn_like(x1) + t * x1
-        mask = chunk_mask(positions, chunk, self.config.backbone.window, mel.device)
+        mask = chunk_mask(positions, chunk, self.config.backbone.window, mel.device, first)
         mask = mask & (known[:, None, None] | torch.eye(positions, dtype=torch.bool, device=mel.device))
         clean = self.clean(x, time, condition, torch.cat([x1 * shown, shown], -1), speaker, mask)
         weight = 1 / (1 - t).clamp(min=0.1).square()  # the velocity's error is the mel's over 1 - t
@@ -278,8 +293,9 @@ class FlowModel(nn.Module):
             tokens: `[batch, K, token + lookahead]`; `known[batch, token + lookahead]` is False past the end of speech.
             speaker: `[batch, condition]` from `speaker`. seed: LongTensor[batch].
             prompt: known patches with their flag (see `clean`), or None.
-            state: with one, the tokens are the next chunk of a stream: whole chunks of `config.chunk`, but the last.
-            chunk: offline: tokens per chunk of the mask, 0 = full attention; None = `config.chunk`.
+            state: with one, the tokens are the next chunk of a stream: `config.opening` tokens, then whole chunks of
+                `config.chunk`, but the last.
+            chunk: offline: tokens per chunk of the mask, 0 = full attention; None = `config.chunk` (and `opening`).
 
         Raises:
             BadInput: too few tokens for the look-ahead.
@@ -296,7 +312,8 @@ class FlowModel(nn.Module):
         shown, empty = self.no_prompt(x) if prompt is None else prompt, self.no_prompt(x)
         mask = None
         if state is None:
-            mask = chunk_mask(positions, c.chunk if chunk is None else chunk, c.backbone.window, x.device)
+            grid = (c.chunk, c.opening) if chunk is None else (chunk, 0)
+            mask = chunk_mask(positions, grid[0], c.backbone.window, x.device, grid[1])
         times = cosine_times(count)
         for i, (now, after) in enumerate(pairwise(times)):
             t = x.new_full((len(x),), now)

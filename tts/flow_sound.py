@@ -22,7 +22,7 @@ from ..codecs.mel import MelCodec, load_mel
 from ..codecs.semantic import SemanticTokenizer
 from ..errors import BadInput, ConfigError
 from .flow import FlowModel, load_flow
-from .flow_decoder import FlowDecoder, Prompt
+from .flow_decoder import FlowDecoder, Prompt, WarmPrompts
 from .voices import Voice, reference_clip, unknown_voice
 
 __all__ = ["FlowSound", "load_sound", "near", "tokens_of"]
@@ -66,6 +66,7 @@ class FlowSound:
         self.sample_rate = vocoder.sample_rate
         self.voices = flow.config.voices
         self._tokenizer: SemanticTokenizer | Codec | None = None
+        self._warm = WarmPrompts()
 
     @property
     def tokenizer(self) -> SemanticTokenizer | Codec:
@@ -112,7 +113,7 @@ class FlowSound:
         else:
             index = self.voices.index(voice) if voice in self.voices else 0
             speaker = self.flow.speaker(torch.tensor([index], device=device))[0]
-        return FlowDecoder(self.flow, self.vocoder, speaker, seed=seed, prompt=prompt)
+        return FlowDecoder(self.flow, self.vocoder, speaker, seed=seed, prompt=prompt, warm=self._warm)
 
     def _prompt(self, voice: Voice) -> Prompt:
         if voice.flow and self.identity and voice.flow != self.identity:

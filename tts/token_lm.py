@@ -237,6 +237,9 @@ class TokenLM(StreamingModule):
         text = torch.zeros(slots, length, self.width, device=device, dtype=self.input_scale.dtype)
         child = state.child("backbone")
         for slot, chunk in chunks.items():
+            clip = chunk.plan.request.clip
+            if clip is not None and chunk.plan.clip and chunk.at == chunk.plan.clip:
+                (clip.put if chunk.plan.skipped else clip.keep)(blind, child, slot)
             self._read_new_text(chunk.plan, child, slot, blind)
             for i, item in enumerate(chunk.items):
                 kind[slot, i], value[slot, i] = item

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BadInput
+from ..nn.state import State
 from .generate import Frame
 from .guidance import GuidedLM
 from .layouts import SPEECH, Item, Layout
@@ -19,7 +20,7 @@ from .sampling import SamplingConfig
 from .token_heads import MultiTokenHead
 from .token_lm import TokenLM
 
-__all__ = ["TokenChunk", "TokenPlan", "TokenRequest", "parse_schedule"]
+__all__ = ["TokenChunk", "TokenPlan", "TokenRequest", "WarmClip", "parse_schedule"]
 
 
 def parse_schedule(text: str) -> tuple[tuple[int, int], ...]:
@@ -38,6 +39,45 @@ def parse_schedule(text: str) -> tuple[tuple[int, int], ...]:
     return pairs
 
 
+class WarmClip:
+    """The state after the beginning that several requests share (a voice's clip): run once, not for each of them.
+
+    Kept is what does not depend on what comes after the clip: in the interleave the blocks of `given` ids and forced
+    steps, in the prefix layout the ids alone (the speech follows the *whole* text there); nothing in the cross layout.
+
+    Args:
+        ids, frames: how much of each request's text and prompt they share.
+    """
+
+    def __init__(self, ids: int, frames: int) -> None:
+        self.ids, self.frames = ids, frames
+        self._held: dict[bool, dict[str, Tensor]] = {}
+
+    def positions(self, lm: TokenLM, lead: int) -> int:
+        """How many positions the clip alone decides; `lead` of them come before the text."""
+        known, ratio = max(0, self.ids - lm.reader.context), lm.config.interleave
+        if lm.config.layout == "cross" or not self.ids:
+            return 0
+        if ratio is None:
+            return lead + known
+        blocks = min(known // ratio[0], self.frames // ratio[1])
+        return lead + blocks * sum(ratio) if blocks else 0
+
+    @property
+    def held(self) -> bool:
+        return bool(self._held)
+
+    def keep(self, blind: bool, state: State, slot: int) -> None:
+        """Takes a copy of a slot."""
+        if blind not in self._held:
+            self._held[blind] = {path: tensor[slot].clone() for path, tensor in state.tensors()}
+
+    def put(self, blind: bool, state: State, slot: int) -> None:
+        """Writes it into a slot."""
+        for path, tensor in state.tensors():
+            tensor[slot] = self._held[blind][path]
+
+
 @dataclass(frozen=True)
 class TokenRequest:
     """One utterance to speak.
@@ -45,6 +85,8 @@ class TokenRequest:
     Attributes:
         text: ids. final: no more will come (else `TokenPlan.push_text`, `finish_text`).
         voice: speaker id (of a model with voices). prompt: LongTensor `[K, frame]`, speech that `text` begins with.
+        given: ids of `text` that the prompt says; the length guard counts the others.
+        clip: where the state after the beginning of text and prompt is kept from one request to the next.
         least, most: frames; None: from the model's `shortest` and `longest` per text id.
         guidance: classifier-free guidance, of a `GuidedLM` only: 1 = none; more follows the text more.
         schedule: of a multi-token head: (steps by the main model, then by the cascade), the last pair repeated.
@@ -55,6 +97,8 @@ class TokenRequest:
     final: bool = True
     voice: int = 0
     prompt: Tensor | None = None
+    given: int = 0
+    clip: WarmClip | None = None
     least: int | None = None
     most: int | None = None
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -73,12 +117,14 @@ class TokenRequest:
 
 @dataclass(frozen=True)
 class TokenChunk:
-    """Positions to run for a plan; `drafts` steps of a cascade may follow the drawn one."""
+    """Positions to run for a plan, the first of them its `at`-th; `drafts` steps of a cascade may follow the drawn
+    one."""
 
     plan: TokenPlan
     items: list[Item]
     draw: bool
     drafts: int = 0
+    at: int = 0
 
     @property
     def length(self) -> int:
@@ -105,6 +151,9 @@ class TokenPlan:
         self.ready: deque[Frame] = deque()
         self.end: int | None = None  # step at which level 0 ended
         self.used = 0  # positions run
+        lead = 1 + bool(lm.config.voices)
+        self.clip = 0 if request.clip is None else request.clip.positions(lm, lead)  # positions of the clip
+        self.skipped = bool(self.clip) and request.clip is not None and request.clip.held
         self.layout = Layout(lm.config.interleave, request.voice if lm.config.voices else None)
         self.pending: list[Item] = []
         self.forced = 0
@@ -158,13 +207,13 @@ class TokenPlan:
     def least(self) -> int:
         if self.request.least is not None:
             return self.request.least
-        return max(1, math.floor(self.config.shortest * len(self.ids)))
+        return max(1, math.floor(self.config.shortest * (len(self.ids) - self.request.given)))
 
     @property
     def most(self) -> int:
         most = self.request.most
         if most is None:
-            most = max(2, math.ceil(self.config.longest * len(self.ids)))
+            most = max(2, self.least, math.ceil(self.config.longest * (len(self.ids) - self.request.given)))
         if self.context is not None:  # what is left of the context when all text is in
             most = min(most, self.context - self.used - len(self.pending) + len(self.steps) - 2 - self.pattern.extra)
         return max(most, 1)
@@ -219,6 +268,16 @@ class TokenPlan:
     def _complete(self) -> bool:
         return self.end is not None and len(self.steps) >= self.end + max(self.pattern.extra, 1)
 
+    @property
+    def starved(self) -> bool:
+        """Nothing to run until more text arrives."""
+        if self.final or self._complete or self.ready:
+            return False
+        if self.config.layout == "cross":
+            return not self._text_ahead()
+        ratio = self.config.interleave
+        return self.layout.due and (ratio is None or self._usable() - self.layout.sent < ratio[0])
+
     def next(self) -> TokenChunk | None:
         """The next positions, or None: complete, or waiting for text."""
         if self._complete:
@@ -228,11 +287,16 @@ class TokenPlan:
             return None
         if self.config.layout == "cross" and not self._text_ahead():
             return None
-        items, self.pending = self.pending[: self.limit], self.pending[self.limit :]
+        if self.skipped and not self.used:
+            self.used, self.pending = self.clip, self.pending[self.clip :]
+        at, limit = self.used, self.limit
+        if at < self.clip:
+            limit = min(limit, self.clip - at)  # the state is kept exactly there
+        items, self.pending = self.pending[:limit], self.pending[limit:]
         self.used += len(items)
         if self.pending:
-            return TokenChunk(self, items, draw=False)
-        chunk = TokenChunk(self, items, draw=True, drafts=self._drafts())
+            return TokenChunk(self, items, draw=False, at=at)
+        chunk = TokenChunk(self, items, draw=True, drafts=self._drafts(), at=at)
         self.turn += 1
         return chunk
 

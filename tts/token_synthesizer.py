@@ -2,20 +2,20 @@
 
     Script -> token language model (`Generation`) -> flow matching and vocoder, or a codec -> audio
 
-One answer at a time, without threads. Beside `Synthesizer` (the pointer layout, which has timestamps and batches on the
-server) because these models know neither when a word sounds nor how fast they speak; the parts below it are shared.
+One answer at a time, without threads (`tts/token_speaking.py` speaks it). Beside `Synthesizer` (the pointer layout,
+which has timestamps and batches on the server) because these models do not know when a word sounds; the parts below it
+are shared.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ..codecs.base import Codec
@@ -27,16 +27,18 @@ from .flow_sound import FlowSound, load_sound, near
 from .generate import Generation
 from .guidance import GuidedLM
 from .sampling import SamplingConfig
-from .speaking import AudioChunk, Script
-from .text import Frontend, Utterance
+from .script import Script, Split
+from .speaking import AudioChunk
+from .text import Frontend
 from .token_lm import TokenLM, load_token_lm, phone_text
-from .token_plan import TokenPlan, TokenRequest, parse_schedule
+from .token_plan import TokenRequest, WarmClip, parse_schedule
+from .token_speaking import Carry, Decoder, Length, TokenSpeech, parts_of, reads_growing_text
 from .voices import Voice, unknown_voice
 
 __all__ = ["FlowSound", "TokenSynthesizer", "TokenVoiceSettings"]
 
-CHUNK = 4
-"""Frames handed to the acoustic decoder at a time (0.16 s); a flow waits for chunks of its own size."""
+SPEEDS = (0.5, 2.0)
+LONGEST = 3600.0  # seconds that may be asked for
 
 
 class TokenVoiceSettings(BaseModel):
@@ -47,6 +49,8 @@ class TokenVoiceSettings(BaseModel):
             without them the tokens are those of a codec.
         voice: who speaks by default. names: public voice name -> the model's (empty: as the model calls them).
         schedule: of a multi-token head (see `parse_schedule`). guidance: of a model trained with `options.drop`.
+        carry: seconds of the sentence before that the next one continues, if it was no longer than that (0: each
+            sentence by itself).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,11 +62,8 @@ class TokenVoiceSettings(BaseModel):
     language: str = "en-us"
     schedule: str = "1 0"
     guidance: float = 1.0
+    carry: float = Field(default=0.0, ge=0, le=30)
     sampling: SamplingConfig = SamplingConfig(temperature=0.8, top_k=25, top_p=0.8, ras_window=10, ras_threshold=0.3)
-
-
-class _Decoder(Protocol):
-    def push(self, frames: Tensor, final: bool = False) -> np.ndarray: ...
 
 
 class TokenSynthesizer:
@@ -87,6 +88,8 @@ class TokenSynthesizer:
                 f"the settings' voice {settings.voice!r} is none of the model's: {', '.join(self._names)}"
             )
         self._guided: GuidedLM | None = None
+        self._clip: tuple[Voice, int, WarmClip] | None = None  # of the voice file that spoke last
+        self._hushed: Tensor | None = None
         self.loop: Callable[[TokenLM | GuidedLM], Generation] = Generation  # or one that speculates
 
     @property
@@ -129,15 +132,24 @@ class TokenSynthesizer:
         codebooks: int | None = None,
         guidance: float | None = None,
         prompt: Prompt | None = None,
+        split: Split = "sentence",
+        duration: float | None = None,
+        tokens: int | None = None,
     ) -> Iterator[AudioChunk]:
-        """Speaks a text, or pieces of text as they arrive (each sentence as soon as it is complete).
+        """Speaks a text, or pieces of text as they arrive.
 
         Args:
             voice: one of `voices`, or a voice file's content (of a model with a flow): its tokens and mel are the
                 flow's prompt, and with its transcript also that of the language model.
-            speed, pause, codebooks: as of `Synthesizer.stream`; these models have none of them, so 1, 1 and None.
-            seed: the same seed gives the same audio. guidance: classifier-free guidance, 1 = none.
+            speed: 0.5 to 2, by repeating and leaving out frames. seed: the same seed gives the same audio.
+            pause, codebooks: as of `Synthesizer.stream`; these models have neither, so 1 and None.
+            guidance: classifier-free guidance, 1 = none.
             prompt: speech of whoever is to be imitated (with a flow only).
+            split: how text in pieces is spoken, see `Script`; a model that must read its sentence to the end before it
+                speaks takes clauses instead of words.
+            duration, tokens: seconds or frames that the answer is to last, instead of a speed (its text must be there
+                as a whole). Met exactly where the pace that it takes lies between 0.5 and 2; a shorter answer is filled
+                up with silence.
 
         Raises:
             BadInput: nothing to speak, an unknown voice, or a setting out of range. Checked before the first chunk.
@@ -146,116 +158,136 @@ class TokenSynthesizer:
             voice = voice or self.settings.voice or self.voices[0]
             if voice not in self._names:
                 raise unknown_voice(voice, self.voices)
-        if speed != 1 or pause != 1 or codebooks is not None:
-            raise BadInput(
-                "this model cannot change its speed, pauses or codebooks; a pointer model such as quaver-en can"
-            )
+        if pause != 1 or codebooks is not None:
+            raise BadInput("this model cannot change its pauses or codebooks; a pointer model such as quaver-en can")
+        if not SPEEDS[0] <= speed <= SPEEDS[1]:
+            raise BadInput(f"speed must lie between {SPEEDS[0]} and {SPEEDS[1]}, not {speed}")
         if temperature is not None and not 0 <= temperature <= 2:
             raise BadInput(f"temperature must lie between 0 and 2, not {temperature}")
         if (prompt is not None or isinstance(voice, Voice)) and not isinstance(self.sound, FlowSound):
             raise BadInput("this model has no flow, so it cannot imitate a prompt or a voice file")
-        script, pieces = Script(self.frontend, text if isinstance(text, str) else None), iter(())
+        frames = self._frames(duration, tokens, whole=isinstance(text, str) and speed == 1)
+        script, pieces, length = self._script(text, split), iter(()), None
         if isinstance(text, str):
             script.read_all()
+            if frames is not None:
+                parts = [part for utterance in script.upcoming for part in parts_of(utterance)]
+                length = Length.of(parts, frames, self.sample_rate / self.frame)
         else:
             pieces = iter(text)
-        decoder = self._decoder(voice, seed, prompt)
-        return self._speak(script, pieces, decoder, self._requests(voice, seed, temperature, guidance))
+        carry, clip = self._context(voice)
+        wanted = self._requests(voice, seed, temperature, guidance, clip)
+        speech = TokenSpeech(
+            self.loop(self._model(wanted(0).guidance != 1)),
+            self._decoder(voice, seed, prompt),
+            script,
+            pieces,
+            wanted,
+            sample_rate=self.sample_rate,
+            frame=self.frame,
+            quiet=self._quiet(),
+            speed=speed,
+            carry=carry,
+            length=length,
+        )
+        return iter(speech)
+
+    @property
+    def frame(self) -> int:
+        """Samples per frame of the language model."""
+        if isinstance(self.sound, FlowSound):
+            return self.sound.flow.config.patch * self.sound.vocoder.frame_size
+        return self.sound.frame_size
+
+    def _script(self, text: str | Iterable[str], split: Split) -> Script:
+        if isinstance(text, str):
+            return Script(self.frontend, text)
+        return Script(self.frontend, by="clause" if split == "word" and not reads_growing_text(self.lm) else split)
+
+    def _frames(self, duration: float | None, tokens: int | None, whole: bool) -> int | None:
+        """Frames that the answer is to last, or None."""
+        if duration is None and tokens is None:
+            return None
+        if not whole or (duration is not None and tokens is not None):
+            raise BadInput("a duration, or a number of tokens, takes the place of the speed and needs the whole text")
+        rate = self.sample_rate / self.frame
+        seconds = duration if duration is not None else (tokens or 0) / rate
+        if not 1 / rate <= seconds <= LONGEST:
+            raise BadInput(f"an answer may last {1 / rate:g} s (1 token) to {LONGEST:g} s, not {seconds:g} s")
+        return round(seconds * rate)
+
+    @torch.inference_mode()
+    def _quiet(self) -> Tensor:
+        """A frame `[K]` of silence, or near it."""
+        if self._hushed is None:
+            codes = torch.zeros(self.lm.config.codebooks, dtype=torch.long)
+            if not isinstance(self.sound, FlowSound):
+                device = next(iter(self.sound.init_state(1).tensors()))[1].device
+                codes = self.sound.encode(torch.zeros(1, 1, 8 * self.frame, device=device))[0][0, :, -1].cpu()
+            elif self.lm.config.silent:
+                codes[0] = self.lm.config.silent[0]
+            self._hushed = codes
+        return self._hushed
 
     def say(self, text: str | Iterable[str], **settings: object) -> np.ndarray:
         """The whole answer, float32 samples; arguments as for `stream`."""
         return np.concatenate([chunk.samples for chunk in self.stream(text, **settings)])  # type: ignore[arg-type]
 
-    def _decoder(self, voice: str | Voice, seed: int, prompt: Prompt | None) -> _Decoder:
+    def _decoder(self, voice: str | Voice, seed: int, prompt: Prompt | None) -> Decoder:
         if isinstance(self.sound, FlowSound):
             return self.sound.decoder(self._names[voice] if isinstance(voice, str) else voice, seed, prompt)
         return AcousticDecoder(self.sound)
 
     def _requests(
-        self, voice: str | Voice, seed: int, temperature: float | None, guidance: float | None
-    ) -> Callable[[Utterance, int], TokenRequest]:
-        config, settings = self.lm.config, self.settings
-        name = voice if isinstance(voice, str) else settings.voice or self.voices[0]
-        speaker = config.voices.index(self._names[name]) if config.voices else 0
-        schedule = parse_schedule(settings.schedule)
+        self, voice: str | Voice, seed: int, temperature: float | None, guidance: float | None, clip: WarmClip | None
+    ) -> Callable[[int], TokenRequest]:
+        """The request of an answer's part, by number, without its text."""
+        settings = self.settings
         scale = settings.guidance if guidance is None else guidance
         if not 0 <= scale <= 10:
             raise BadInput(f"guidance must lie between 0 and 10, not {scale}")
         sampling = settings.sampling
         if temperature is not None:
             sampling = sampling.model_copy(update={"temperature": temperature})
-        before, prompt = self._context(voice) if isinstance(voice, Voice) else ((), None)
+        request = partial(
+            TokenRequest,
+            (),
+            voice=self._speaker(voice),
+            clip=clip,
+            sampling=sampling,
+            schedule=parse_schedule(settings.schedule),
+            guidance=scale,
+        )
+        # Sentences must not repeat each other's random numbers.
+        return lambda number: request(seed=seed + 1_000_003 * number)
 
-        def request(utterance: Utterance, number: int) -> TokenRequest:
-            if utterance.rate != 1:
-                raise BadInput("this model cannot change its pace; leave <prosody rate> away, or take a pointer model")
-            ids = phone_text(utterance.phones, frozenset(w.start for w in utterance.words))
-            least = max(1, math.floor(config.shortest * len(ids)))  # of what is new, not of the transcript
-            most = max(2, least, math.ceil(config.longest * len(ids)))
-            own = seed + 1_000_003 * number  # sentences must not repeat each other's random numbers
-            return TokenRequest(
-                (*before, *ids),
-                voice=speaker,
-                prompt=prompt,
-                least=least,
-                most=most,
-                sampling=sampling,
-                schedule=schedule,
-                guidance=scale,
-                seed=own,
-            )
+    def _speaker(self, voice: str | Voice) -> int:
+        name = voice if isinstance(voice, str) else self.settings.voice or self.voices[0]
+        return self.lm.config.voices.index(self._names[name]) if self.lm.config.voices else 0
 
-        return request
-
-    def _context(self, voice: Voice) -> tuple[tuple[int, ...], Tensor | None]:
-        """Phones and tokens that every sentence begins with: those of the voice's clip, if it has a transcript and
-        they leave half of the model's positions free; else none, and the flow alone imitates."""
-        fits = voice.tokens.shape[0] == self.lm.config.codebooks and not self.lm.pattern.extra
-        if not voice.text or not fits:
-            return (), None
+    def _context(self, voice: str | Voice) -> tuple[Carry, WarmClip | None]:
+        """What every sentence begins with: phones and tokens of the voice's clip, if it has a transcript and they leave
+        half of the model's positions free; else nothing, and the flow alone imitates."""
+        config, free = self.lm.config, not self.lm.pattern.extra
+        room = config.cross.capacity if config.layout == "cross" else self.lm.context
+        frames = round(self.settings.carry * self.sample_rate / self.frame) if free else 0
+        none = Carry(frames=frames, room=room)
+        if isinstance(voice, str) or not voice.text or voice.tokens.shape[0] != config.codebooks or not free:
+            return none, None
         ids: list[int] = []
         for utterance in self.frontend(voice.text):
             ids += phone_text(utterance.phones, frozenset(w.start for w in utterance.words))
-        room = self.lm.config.cross.capacity if self.lm.config.layout == "cross" else self.lm.context
         if room is not None and 2 * (len(ids) + voice.tokens.shape[1]) > room:
-            return (), None
-        return tuple(ids), voice.tokens
+            return none, None
+        speaker = self._speaker(voice)
+        held = self._clip
+        if held is None or held[0] is not voice or held[1] != speaker:
+            held = self._clip = (voice, speaker, WarmClip(len(ids), voice.tokens.shape[1]))
+        # A loop that speculates runs a drafter over the same positions, so none may be left out.
+        clip = held[2] if self.loop is Generation else None
+        return Carry(tuple(ids), voice.tokens, frames, room), clip
 
     def _model(self, guided: bool) -> TokenLM | GuidedLM:
         if guided and self._guided is None:
             self._guided = GuidedLM(self.lm)
         return self._guided if guided and self._guided is not None else self.lm
-
-    def _speak(
-        self,
-        script: Script,
-        pieces: Iterator[str],
-        decoder: _Decoder,
-        request: Callable[[Utterance, int], TokenRequest],
-    ) -> Iterator[AudioChunk]:
-        generation: Generation | None = None
-        number, last = 0, torch.zeros(self.lm.config.codebooks, 0, dtype=torch.long)
-        while not script.over:
-            utterance = script.next()
-            if utterance is None:
-                piece = next(pieces, None)
-                script.close() if piece is None else script.push(piece)
-                continue
-            wanted = request(utterance, number)
-            if generation is None:
-                generation = self.loop(self._model(wanted.guidance != 1))
-            plan: TokenPlan = generation.join(0, wanted)
-            number += 1
-            waiting: list[Tensor] = []
-            while not plan.done:
-                waiting += [frame.codes for frame in generation.tick().values()]
-                if waiting and (len(waiting) >= CHUNK or plan.done):
-                    samples = decoder.push(torch.stack(waiting, 1))
-                    waiting = []
-                    if len(samples):
-                        yield AudioChunk(samples, self.sample_rate, progress=script.share * 0.999)
-            generation.leave(0)
-        script.next()  # raises what is wrong with a text in which nothing could be read
-        samples = decoder.push(last, final=True)
-        if len(samples):
-            yield AudioChunk(samples, self.sample_rate, progress=1.0)

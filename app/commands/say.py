@@ -39,6 +39,9 @@ def say(
     duration: Annotated[
         float | None, typer.Option("--duration", help="Seconds that the speech is to last, instead of --speed.")
     ] = None,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", help="Length in frames instead of seconds (token models).")
+    ] = None,
     pause: Annotated[float, typer.Option("--pause", help="Length of pauses, 0.1 to 5 times the usual.")] = 1.0,
     temperature: Annotated[float | None, typer.Option("--temperature", help="0 (always the likeliest) to 2.")] = None,
     guidance: Annotated[
@@ -82,16 +85,18 @@ def say(
         raise BadInput("this model does not know when its words sound; --timestamps needs a pointer model")
     options: dict[str, Any] = {"voice": _voice(voice, synthesizer)}
     if duration is not None:
-        if not synthesizer.timed:
-            raise BadInput("this model does not know how long it speaks; --duration needs a pointer model")
         options["duration"] = duration
+    if tokens is not None:
+        if synthesizer.timed:
+            raise BadInput("--tokens needs a token model; this one takes --duration SECONDS")
+        options["tokens"] = tokens
     if guidance is not None:
         if synthesizer.timed:
             raise BadInput("--guidance needs a token model that was trained for it (docs/models.md)")
         options["guidance"] = guidance
     if speculate != "off":
         speculate_with(synthesizer, model, speculate, draft, draft_length, delta)
-    if stream and synthesizer.timed:
+    if stream:
         options["split"] = "word"  # what listens wants to hear now; a file can wait for whole sentences
     loaded = time.perf_counter()
     chunks = synthesizer.stream(

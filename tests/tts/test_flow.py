@@ -27,6 +27,7 @@ FLOW: dict[str, Any] = {
     "patch": 2,
     "lookahead": 2,
     "chunk": 3,
+    "first": 0,
     "steps": 3,
     "voices": ["a", "b"],
     "backbone": {"width": 16, "layers": 2, "heads": 2, "hidden": 16, "window": 9, "slack": 5, "condition": 12},
@@ -107,6 +108,38 @@ def test_however_tokens_are_pushed_the_audio_is_the_same(sizes: list[int], promp
     whole, parts = pushed([], codes, **settings), pushed(sizes[:2], codes, **settings)
     assert len(whole) == len(parts) == 26 * 2 * 16
     assert np.abs(whole - parts).max() < TOLERANCE
+
+
+@few
+@given(count=st.integers(1, 20), first=st.integers(1, 3), prompted=st.booleans(), sizes=st.lists(st.integers(0, 9)))
+def test_a_shorter_first_chunk_streams_as_it_runs_whole(
+    count: int, first: int, prompted: bool, sizes: list[int]
+) -> None:
+    model, codes = flow_model(first=first), tokens(count)
+    padded = torch.nn.functional.pad(codes, (0, 2))[None]
+    known = (torch.arange(count + 2) < count)[None]
+    state = model.init_state(1)
+    edges = [0, *range(first, count, 3), count] if first < count else [0, count]
+    parts = [
+        model.decode(padded[..., a : b + 2], WHO[None], SEED, known=known[:, a : b + 2], state=state)
+        for a, b in pairwise(edges)
+    ]
+    whole = model.decode(padded, WHO[None], SEED, known=known)
+    assert torch.allclose(torch.cat(parts, -1), whole, atol=TOLERANCE)
+    prompt = Prompt(tokens(8, seed=3), randn(8, 16)) if prompted else None
+    one, many = (FlowDecoder(model, VOCODER, WHO, seed=7, prompt=prompt) for _ in range(2))
+    cuts = [min(c, count) for c in [0, *accumulate(sizes)]]
+    pieces = [many.push(codes[:, a:b]) for a, b in pairwise(cuts)]
+    audio = np.concatenate([*pieces, many.push(codes[:, cuts[-1] :], final=True)])
+    assert len(audio) == count * 2 * 16
+    assert np.abs(audio - one.push(codes, final=True)).max() < TOLERANCE
+
+
+def test_a_shorter_first_chunk_is_heard_earlier() -> None:
+    for first, prompt in ((1, None), (1, Prompt(tokens(8, seed=3), randn(8, 16)))):
+        decoder = FlowDecoder(flow_model(first=first), VOCODER, WHO, prompt=prompt)
+        assert len(decoder.push(tokens(2))) == 0
+        assert len(decoder.push(tokens(1))) > 0  # one token, and two of look-ahead
 
 
 def test_the_vocoder_streams_as_it_runs_whole() -> None:

@@ -16,7 +16,10 @@ from quaver.codecs.mel import MelCodec, MelConfig
 from quaver.codecs.semantic import SemanticConfig, SemanticTokenizer
 from quaver.errors import BadInput, ConfigError, CorruptFile, MissingFile
 from quaver.tts.flow_sound import FlowSound, load_sound, tokens_of
+from quaver.tts.generate import Generation
+from quaver.tts.guidance import GuidedLM
 from quaver.tts.speaker import SpeakerEncoder
+from quaver.tts.token_plan import TokenPlan, TokenRequest, WarmClip
 from quaver.tts.token_synthesizer import TokenSynthesizer, TokenVoiceSettings
 from quaver.tts.voices import Voice, dump_voice, load_voice, reference_clip, unknown_voice
 
@@ -145,18 +148,74 @@ def test_a_transcript_lets_the_language_model_hear_the_voice() -> None:
     lm = token_lm("cosyvoice2")
     synthesizer = TokenSynthesizer(lm, SOUND, TokenVoiceSettings())
     short = replace(VOICE, tokens=VOICE.tokens[:, :12], mel=VOICE.mel[:, :48], text="hi")
-    ids, prompt = synthesizer._context(short)
-    assert prompt is not None
-    assert len(ids) > 0
+    carry, clip = synthesizer._context(short)
+    assert carry.prompt is not None
+    assert clip is not None
+    assert len(carry.ids) > 0
     assert not np.array_equal(
         synthesizer.say("Hello.", voice=short), synthesizer.say("Hello.", voice=replace(short, text=""))
     )
     prefix = TokenSynthesizer(token_lm("cosyvoice"), SOUND, TokenVoiceSettings())
     long = replace(VOICE, text="hello there " * 20)  # does not leave half of the tiny model's positions free
-    assert prefix._context(long) == ((), None)
-    request = synthesizer._requests(short, 0, None, None)(synthesizer.frontend("Hello.")[0], 0)
-    plain = synthesizer._requests("a", 0, None, None)(synthesizer.frontend("Hello.")[0], 0)
-    assert (request.least, request.most) == (plain.least, plain.most)
+    carry, clip = prefix._context(long)
+    assert (carry.ids, carry.prompt, clip) == ((), None, None)
+
+
+def test_the_length_guard_does_not_count_the_transcript() -> None:
+    lm = token_lm("cosyvoice2")
+    prompt = torch.zeros(1, 12, dtype=torch.long)
+    told = TokenPlan(TokenRequest((*range(5, 15), 7, 8, 9), prompt=prompt, given=10), lm)
+    plain = TokenPlan(TokenRequest((7, 8, 9)), lm)
+    assert (told.least, told.most) == (plain.least, plain.most)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("system", ["cosyvoice", "cosyvoice2", "koel"])
+def test_a_clip_is_run_once_and_changes_nothing(system: str, guidance: float) -> None:
+    """The language model's state after the clip is kept: fewer positions, the same speech."""
+    lm, ran = token_lm(system), []
+    model = GuidedLM(lm) if guidance != 1 else lm
+    prompt = torch.randint(0, 12, (lm.config.codebooks, 9), generator=torch.Generator().manual_seed(3))
+    clip = WarmClip(7, 9)
+
+    def codes(clip: WarmClip | None, seed: int, own: tuple[int, ...]) -> tuple[list[list[int]], int]:
+        ran.clear()
+        generation, frames = Generation(model), []
+        text = (4, 9, 2, 30, 7, 5, 6, *own)
+        request = TokenRequest(text, prompt=prompt, given=7, clip=clip, least=9, most=12, seed=seed, guidance=guidance)
+        plan = generation.join(0, request)
+        while not plan.done:
+            frames += [f.codes.tolist() for f in generation.tick().values()]
+        return frames, sum(ran)
+
+    hook = lm.backbone.register_forward_pre_hook(lambda module, inputs: ran.append(inputs[0].shape[1]))
+    for seed, own in enumerate([(3, 8, 11, 2), (9, 9, 1), (17, 2, 5, 5, 6)]):
+        fresh, all_ = codes(None, seed, own)
+        kept, fewer = codes(clip, seed, own)
+        assert kept == fresh
+        wanted = 0 if seed == 0 else clip.positions(lm, 1 + bool(lm.config.voices)) * (2 if guidance != 1 else 1)
+        assert all_ - fewer == wanted
+    hook.remove()
+    assert (clip.positions(lm, 1) > 0) == (system != "koel")
+
+
+def test_a_prompt_is_run_once_for_all_answers() -> None:
+    """The flow's state after a voice's clip is kept: the next answer's first audio does not wait for it."""
+    flow, ran = SOUND.flow, []
+    hook = flow.backbone.register_forward_pre_hook(lambda module, inputs: ran.append(inputs[0].shape[1]))
+    fresh = FlowSound(flow, SOUND.vocoder)
+    codes = torch.arange(12)[None] % 27
+    first = fresh.decoder(replace(VOICE, flow=""), 5)
+    cold, audio = len(ran), first.push(codes, final=True)
+    ran.clear()
+    second = fresh.decoder(replace(VOICE, flow=""), 5)
+    assert cold > 0
+    assert len(ran) == 0
+    assert np.array_equal(second.push(codes, final=True), audio)
+    third = fresh.decoder(replace(VOICE, flow="", mel=VOICE.mel + 0.5), 5)
+    assert len(ran) > 0
+    assert not np.array_equal(third.push(codes, final=True), audio)
+    hook.remove()
 
 
 def test_a_voice_of_another_model_is_refused() -> None:
