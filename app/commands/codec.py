@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ import typer
 
 from ...errors import BadInput, CorruptFile
 from ..files import STDIO, check_readable, check_writable, replacing
+from .batch import PART, RETRY, SHARD_ROWS, WORKERS, cores, parse_part, run_and_report, template_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,17 +29,37 @@ app = typer.Typer(help="Neural audio coding: encode, decode, and look into .qvr 
 
 @app.command("encode")
 def encode(
-    source: Annotated[str, typer.Argument(help='Audio file of any rate, up to 8 channels; "-" for stdin.')],
+    source: Annotated[
+        str, typer.Argument(help='Audio file of any rate, up to 8 channels; "-" for stdin; or a folder of them.')
+    ],
     target: Annotated[
-        str | None, typer.Argument(help='The .qvr file, "-" for stdout; by default beside the source.')
+        str | None,
+        typer.Argument(help='The .qvr file, "-" for stdout; by default beside the source. Of a folder: a folder.'),
     ] = None,
     codec: Annotated[str, typer.Option("--codec", help="Bundled codec, or a folder.")] = DEFAULT_CODEC,
     codebooks: Annotated[int | None, typer.Option("--codebooks", help="Keep only the first so many codebooks.")] = None,
     chunk_frames: Annotated[int, typer.Option("--chunk-frames", help="Frames under one checksum.")] = 50,
     threads: Annotated[int, typer.Option("--threads", help="CPU threads.")] = 1,
+    workers: WORKERS = None,
+    shard_rows: SHARD_ROWS = 0,
+    part: PART = "1/1",
+    retry_failed: RETRY = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no figures.")] = False,
-) -> None:
-    """Code audio into a .qvr file."""
+) -> int:
+    """Code audio into a .qvr file, or a folder of audio into a folder of .qvr files (a job: docs/batch.md)."""
+    if source != STDIO and Path(source).is_dir():
+        if target is None:
+            raise BadInput("name the folder that is to hold the .qvr files")
+        from ..batch.coding import CodingWork
+        from ..batch.names import Names
+        from ..batch.rows import audio_rows
+        from ..batch.run import Job, local
+
+        work = CodingWork(codec, codebooks, chunk_frames)
+        names = Names(template_of(None, shard_rows), work.suffix, shard_rows)
+        rows = partial(audio_rows, Path(source))
+        job = Job(rows, Path(target), work, names, part=parse_part(part), retry_failed=retry_failed)
+        return run_and_report(job, local(workers or cores(), threads), quiet)
     target = target or _beside(source, ".qvr")
     if target != STDIO:
         check_writable(target)
@@ -45,26 +67,17 @@ def encode(
         raise BadInput("the codes would fill the terminal; pipe them, or name a file")
     if not 1 <= chunk_frames <= 1 << 16:
         raise BadInput(f"--chunk-frames must lie between 1 and 65536, not {chunk_frames}")
-    from ...codecs.container import QvrWriter, qvr_size
     from ..audio import open_audio
+    from ..coding import Coder
 
     with open_audio(source) as audio:
-        model, mark = _load(codec, threads)
-        levels = _levels(codebooks, model)
-        header = _header(mark, model, levels, audio.channels, chunk_frames)
-        if audio.frames is not None:  # else the totals stand at the end of the file only
-            samples = -(-audio.frames * model.sample_rate // audio.sample_rate)
-            header = header.with_totals(samples, -(-samples // model.frame_size))
-        counter = _Counter()
+        coder = Coder.load(codec, threads, codebooks=codebooks, chunk_frames=chunk_frames)
         started = time.perf_counter()
-        blocks = counter.count(audio.blocks(model.sample_rate))
-        with replacing(target) as file, QvrWriter(file, header) as writer:
-            for codes in _encoded(model, blocks, audio.channels, levels):
-                writer.write(codes)
-            writer.finish(counter.samples)
+        with replacing(target) as file:
+            made = coder.encode(audio, file)
         if not quiet:
-            size = qvr_size(header, writer.frames)
-            _report(target, counter.samples / model.sample_rate, time.perf_counter() - started, size)
+            _report(target, made.seconds, time.perf_counter() - started, made.bytes)
+    return 0
 
 
 @app.command("decode")
@@ -84,6 +97,7 @@ def decode(
     """Turn a .qvr file back into audio, at the codec's sample rate, to the exact length that went in."""
     from ...codecs.container import QvrReader
     from ..audio import AudioWriter, check_format
+    from ..coding import levels_of, load_marked
 
     target = target or _beside(source, ".wav")
     if target != STDIO:
@@ -93,11 +107,11 @@ def decode(
         raise BadInput("audio would fill the terminal; pipe it, or name a file")
     with _open_binary(source) as (file, name):
         reader = QvrReader(file, name)
-        model, mark = _load(codec or _named(reader.header, name), threads)
+        model, mark = load_marked(codec or _named(reader.header, name), threads)
         _check_match(reader.header, model, mark, name)
         started = time.perf_counter()
         with AudioWriter(target, model.sample_rate, reader.header.channels, raw=raw) as writer:
-            for block in _decoded(model, reader, _levels(codebooks, model), name):
+            for block in _decoded(model, reader, levels_of(codebooks, model), name):
                 writer.write(block)
         if not quiet:
             _report(target, writer.samples / model.sample_rate, time.perf_counter() - started, None)
@@ -136,17 +150,6 @@ def list_codecs() -> None:
         typer.echo(f"{model.name}\t{model.summary}")
 
 
-def _load(name: str, threads: int) -> tuple[Codec, tuple[str, str]]:
-    """The codec, and what a file says of it: its name and the SHA-256 of its weights."""
-    from ...codecs.loading import load_codec, model_folder, weights_sha256
-    from ..runtime import use_threads
-
-    use_threads(threads)
-    codec = load_codec(name)
-    folder = model_folder(name)
-    return codec, (folder.resolve().name, weights_sha256(folder))
-
-
 def _named(header: QvrHeader, name: str) -> str:
     """The bundled codec that made the file: a file may not choose a folder on the reader's disk."""
     from ..models import bundled
@@ -156,32 +159,6 @@ def _named(header: QvrHeader, name: str) -> str:
             f"{name} was made by the codec {header.model!r}, which is not bundled; name its folder with --codec"
         )
     return header.model
-
-
-def _header(mark: tuple[str, str], model: Codec, levels: int, channels: int, chunk_frames: int) -> QvrHeader:
-    from ...codecs.container import QvrHeader
-
-    spec = model.frame_spec
-    return QvrHeader(
-        model=mark[0],
-        weights_sha256=mark[1],
-        sample_rate=model.sample_rate,
-        channels=channels,
-        codebooks=levels,
-        vocab=spec.vocab,
-        rate_num=spec.rate.numerator,
-        rate_den=spec.rate.denominator,
-        chunk_frames=chunk_frames,
-    )
-
-
-def _levels(codebooks: int | None, model: Codec) -> int:
-    spec = model.frame_spec
-    if spec.kind != "codes":
-        raise BadInput("this codec makes continuous latents, which a .qvr file cannot hold; choose another")
-    if codebooks is not None and not 1 <= codebooks <= spec.codebooks:
-        raise BadInput(f"--codebooks must lie between 1 and {spec.codebooks}, not {codebooks}")
-    return codebooks or spec.codebooks
 
 
 def _check_match(header: QvrHeader, model: Codec, mark: tuple[str, str], name: str) -> None:
@@ -198,23 +175,6 @@ def _check_match(header: QvrHeader, model: Codec, mark: tuple[str, str], name: s
             f"{name} was made by weights {made} of {header.model}, {mark[0]} here has {here}; "
             "decode it with the former (--codec FOLDER), or encode the audio again"
         )
-
-
-def _encoded(model: Codec, blocks: Iterable[np.ndarray], channels: int, levels: int) -> Iterator[np.ndarray]:
-    """Audio blocks [channels, n] -> codes [channels, levels, frames]; silence fills the last frame."""
-    import torch
-
-    with torch.inference_mode():
-        state = model.init_state(channels)
-        total = 0
-        for block in blocks:
-            total += block.shape[1]
-            codes, _ = model.encode(torch.from_numpy(block)[:, None], state=state)
-            yield codes[:, :levels].numpy()
-        fill = -total % model.frame_size
-        if fill:
-            codes, _ = model.encode(torch.zeros(channels, 1, fill), state=state)
-            yield codes[:, :levels].numpy()
 
 
 def _decoded(model: Codec, reader: QvrReader, levels: int, name: str) -> Iterator[np.ndarray]:
@@ -250,18 +210,6 @@ def _decoded_raw(model: Codec, reader: QvrReader, levels: int, state: Any) -> It
     for codes in reader:
         yield model.decode(torch.from_numpy(codes[:, :levels]), state=state)
     yield model.flush(state)
-
-
-class _Counter:
-    """Counts the samples that pass through a generator."""
-
-    def __init__(self) -> None:
-        self.samples = 0
-
-    def count(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        for block in blocks:
-            self.samples += block.shape[1]
-            yield block
 
 
 class _open_binary:

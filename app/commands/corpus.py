@@ -12,9 +12,11 @@ import typer
 
 from ...errors import BadInput
 from ..files import check_readable
+from .batch import ADDRESS, ENGINE, PART, RETRY, SHARD_ROWS, WORKERS, parse_part, run_and_report, runner_of, template_of
 
 if TYPE_CHECKING:
     from ...training.build import VoiceReport
+    from ..batch.rows import Row
 
 app = typer.Typer(help="Make, import and pack speech corpora for training.", no_args_is_help=True)
 
@@ -150,6 +152,48 @@ def codes(
 ) -> None:
     """Add a codec's codes; language models are trained on them."""
     _add_track(packs, "codes", codec, jobs, quiet)
+
+
+@app.command("tokens")
+def tokens(
+    source: Annotated[
+        Path, typer.Argument(help="A manifest of a corpus (lhotse or JSON lines), or a folder of audio.")
+    ],
+    out: OUT,
+    codec: Annotated[str, typer.Option("--codec", "-c", help="Bundled codec, or a folder.")] = "quaver-24k",
+    codebooks: Annotated[int | None, typer.Option("--codebooks", help="Keep only the first so many codebooks.")] = None,
+    workers: WORKERS = None,
+    shard_rows: SHARD_ROWS = 0,
+    part: PART = "1/1",
+    retry_failed: RETRY = False,
+    engine: ENGINE = "local",
+    address: ADDRESS = None,
+    quiet: QUIET = False,
+) -> int:
+    """Turn a corpus into tokens: a .qvr file an utterance, and a manifest with its text, speaker and phones."""
+    from ..batch.coding import CodingWork
+    from ..batch.names import Names
+    from ..batch.rows import audio_rows
+    from ..batch.run import Job
+
+    work = CodingWork(codec, codebooks)
+    names = Names(template_of(None, shard_rows), work.suffix, shard_rows)
+    rows = partial(audio_rows if source.is_dir() else _manifest_rows, source)
+    job = Job(rows, out, work, names, part=parse_part(part), retry_failed=retry_failed)
+    return run_and_report(job, runner_of(job, engine, address, workers), quiet)
+
+
+def _manifest_rows(manifest: Path) -> Iterator[Row]:
+    """The utterances of a manifest, as rows of a job."""
+    from ...training.corpus import manifest_rows
+    from ..batch.rows import Row
+
+    check_readable(manifest, "manifest")
+    for number, row in enumerate(manifest_rows(manifest), 1):
+        extra = tuple((key, row[key]) for key in ("phonemes",) if row.get(key))
+        voice = str(row["voice"]) if row.get("voice") else None
+        source = str((manifest.parent / row["path"]).absolute())
+        yield Row(number, row["id"], str(row.get("text") or ""), voice, source=source, extra=extra)
 
 
 def _add_track(

@@ -1,0 +1,146 @@
+"""Audio into .qvr files: the one path that `quaver codec encode` takes for a file and for a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO
+
+from ..errors import BadInput
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..codecs.base import Codec
+    from ..codecs.container import QvrHeader
+    from .audio import AudioSource
+
+__all__ = ["Coded", "Coder", "levels_of", "load_marked"]
+
+
+@dataclass(frozen=True)
+class Coded:
+    """What an encoded file holds; seconds of audio, frames of codes."""
+
+    samples: int
+    frames: int
+    bytes: int
+    sample_rate: int
+    channels: int
+
+    @property
+    def seconds(self) -> float:
+        return self.samples / self.sample_rate
+
+
+@dataclass(frozen=True)
+class Coder:
+    """A codec that writes .qvr files.
+
+    Attributes:
+        mark: its name and the SHA-256 of its weights, which a file carries. levels: codebooks that are kept.
+        chunk_frames: frames under one checksum.
+    """
+
+    codec: Codec
+    mark: tuple[str, str]
+    levels: int
+    chunk_frames: int = 50
+
+    @classmethod
+    def load(cls, name: str, threads: int = 1, *, codebooks: int | None = None, chunk_frames: int = 50) -> Coder:
+        """A bundled codec or a folder.
+
+        Raises:
+            BadInput: codebooks or chunk frames out of range, or a codec of latents. MissingFile, ...: of the codec.
+        """
+        if not 1 <= chunk_frames <= 1 << 16:
+            raise BadInput(f"--chunk-frames must lie between 1 and 65536, not {chunk_frames}")
+        codec, mark = load_marked(name, threads)
+        return cls(codec, mark, levels_of(codebooks, codec), chunk_frames)
+
+    def encode(self, audio: AudioSource, file: BinaryIO) -> Coded:
+        """Codes a whole source, in constant memory; silence fills the last frame."""
+        from ..codecs.container import QvrWriter, qvr_size
+
+        header, rate = self._header(audio), self.codec.sample_rate
+        counter = _Counter()
+        with QvrWriter(file, header) as writer:
+            for codes in self._codes(counter.count(audio.blocks(rate)), audio.channels):
+                writer.write(codes)
+            writer.finish(counter.samples)
+        size = qvr_size(header, writer.frames)
+        return Coded(counter.samples, writer.frames, size, rate, audio.channels)
+
+    def _header(self, audio: AudioSource) -> QvrHeader:
+        from ..codecs.container import QvrHeader
+
+        spec, rate = self.codec.frame_spec, self.codec.sample_rate
+        header = QvrHeader(
+            model=self.mark[0],
+            weights_sha256=self.mark[1],
+            sample_rate=rate,
+            channels=audio.channels,
+            codebooks=self.levels,
+            vocab=spec.vocab,
+            rate_num=spec.rate.numerator,
+            rate_den=spec.rate.denominator,
+            chunk_frames=self.chunk_frames,
+        )
+        if audio.frames is None:  # the totals stand at the end of the file only
+            return header
+        samples = -(-audio.frames * rate // audio.sample_rate)
+        return header.with_totals(samples, -(-samples // self.codec.frame_size))
+
+    def _codes(self, blocks: Iterable[np.ndarray], channels: int) -> Iterator[np.ndarray]:
+        """Audio blocks [channels, n] -> codes [channels, levels, frames]."""
+        import torch
+
+        with torch.inference_mode():
+            state = self.codec.init_state(channels)
+            total = 0
+            for block in blocks:
+                total += block.shape[1]
+                codes, _ = self.codec.encode(torch.from_numpy(block)[:, None], state=state)
+                yield codes[:, : self.levels].numpy()
+            fill = -total % self.codec.frame_size
+            if fill:
+                codes, _ = self.codec.encode(torch.zeros(channels, 1, fill), state=state)
+                yield codes[:, : self.levels].numpy()
+
+
+def load_marked(name: str, threads: int) -> tuple[Codec, tuple[str, str]]:
+    """The codec, and what a file says of it: its name and the SHA-256 of its weights."""
+    from ..codecs.loading import load_codec, model_folder, weights_sha256
+    from .runtime import use_threads
+
+    use_threads(threads)
+    codec = load_codec(name)
+    folder = model_folder(name)
+    return codec, (folder.resolve().name, weights_sha256(folder))
+
+
+def levels_of(codebooks: int | None, codec: Codec) -> int:
+    """How many codebooks to keep: all, or as many as were asked for.
+
+    Raises:
+        BadInput: the codec has fewer, or makes latents.
+    """
+    spec = codec.frame_spec
+    if spec.kind != "codes":
+        raise BadInput("this codec makes continuous latents, which a .qvr file cannot hold; choose another")
+    if codebooks is not None and not 1 <= codebooks <= spec.codebooks:
+        raise BadInput(f"--codebooks must lie between 1 and {spec.codebooks}, not {codebooks}")
+    return codebooks or spec.codebooks
+
+
+class _Counter:
+    """Counts the samples that pass through a generator."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+
+    def count(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        for block in blocks:
+            self.samples += block.shape[1]
+            yield block
