@@ -29,6 +29,7 @@ def serve(
     waiting: Annotated[int | None, typer.Option("--waiting", help="Requests that may wait (default: 16).")] = None,
     threads: Annotated[int | None, typer.Option("--threads", help="CPU threads of the engine (default: 1).")] = None,
     keys_file: Annotated[Path | None, _KEYS] = None,
+    voices: Annotated[Path | None, typer.Option("--voices", help="Folder of the voices that clients add.")] = None,
     origin: Annotated[
         list[str] | None, typer.Option("--origin", help="Web origin that may use the server; may be repeated.")
     ] = None,
@@ -53,6 +54,7 @@ def serve(
         "waiting": waiting,
         "threads": threads,
         "keys": keys_file,
+        "voices": voices,
         "origins": tuple(origin) if origin else None,
         "tls_certificate": tls_certificate,
         "tls_key": tls_key,

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from ..engine import Audio, Outcome
+from . import voices
 from .encoding import MEDIA_TYPES, AudioEncoder, encoder_for
 from .gate import Context, answer_problem
 from .metrics import CONTENT_TYPE
@@ -27,7 +28,6 @@ from .protocol.speech import (
     SpeechUsage,
     TicketAnswer,
     TicketBody,
-    VoiceList,
     WordTimes,
 )
 from .service import Speech, SpeechService, Wish, problem_of_outcome, word_times
@@ -52,6 +52,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 _ANY_AUDIO = {media.partition(";")[0]: {} for media in MEDIA_TYPES.values()}
 
 router = APIRouter(responses=REFUSALS)
+router.include_router(voices.router)
 
 
 def service_of(request: Request) -> SpeechService:
@@ -218,7 +219,7 @@ async def _cancel_when_gone(speech: Speech, receive: Receive) -> None:
     speech.session.cancel("disconnect")
 
 
-# -- models, voices, tickets ------------------------------------------------------------------------------------------
+# -- models, tickets --------------------------------------------------------------------------------------------------
 @router.get("/v1/models")
 async def list_models(request: Request) -> ModelList:
     """The models that are loaded."""
@@ -231,26 +232,6 @@ async def get_model(model_id: str, request: Request) -> ModelCard:
     service = service_of(request)
     name = service.model(model_id)
     return next(card for card in service.models() if card.id == name)
-
-
-@router.get("/v1/audio/voices")
-async def list_voices(request: Request) -> VoiceList:
-    """The voices of all models."""
-    return VoiceList(data=service_of(request).voices())
-
-
-@router.post("/v1/audio/voices", status_code=501, response_model=ErrorBody)
-async def create_voice(request: Request) -> Response:
-    """Adds a voice from reference audio: not yet, the models have fixed voices so far."""
-    raise Problem("not_implemented", "voices from reference audio are not implemented yet; GET lists what there is")
-
-
-@router.delete("/v1/audio/voices/{voice_id}")
-async def delete_voice(voice_id: str, request: Request) -> Response:
-    """Deletes an added voice. The models' own cannot be deleted."""
-    if any(voice.id == voice_id for voice in service_of(request).voices()):
-        raise Problem("forbidden", "this voice is part of its model and cannot be deleted", "voice_id")
-    raise Problem("not_found", "there is no such voice", "voice_id")
 
 
 @router.post("/v1/realtime/client_secrets")

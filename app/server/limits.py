@@ -39,6 +39,7 @@ class Limits(BaseModel):
     ticket_seconds: float = Field(default=60.0, gt=0, le=600)  # that a browser's ticket is good for
 
     # -- counts
+    voices_per_key: int = Field(default=32, ge=0)  # that are kept
     connections: int = Field(default=256, ge=1)  # of all clients
     sessions_per_key: int = Field(default=32, ge=1)  # at the same time
     requests_per_minute: int = Field(default=600, ge=1)  # of one key (of one address, where there are no keys)

@@ -48,6 +48,7 @@ KINDS: dict[str, Kind] = {
     "text_too_long": Kind(413, "invalid_request_error", CLOSE_TOO_BIG),
     "unsupported_media_type": Kind(415, "invalid_request_error", CLOSE_INVALID),
     "invalid_value": Kind(422, "invalid_request_error", CLOSE_POLICY),
+    "cannot_clone": Kind(422, "invalid_request_error", CLOSE_POLICY),
     "unknown_event": Kind(422, "invalid_request_error", CLOSE_POLICY),
     "rate_limited": Kind(429, "rate_limit_error", CLOSE_LATER),
     "too_many_sessions": Kind(429, "rate_limit_error", CLOSE_LATER),

@@ -139,7 +139,7 @@ class RealtimeSession(RealtimeWriter):
             if self.conversation is not None:
                 self.conversation.configure(ear)
         if voice or model != self.model:
-            self.voice = self.service.voice(model, voice)
+            self.voice = self.service.voice(model, voice, self.context.caller.name if self.context.caller else "")
             self.rate = self.service.engine.synthesizer(model).sample_rate
         self.input = ear or self.input
         self.settings = self.settings.model_copy(

@@ -21,8 +21,8 @@ from .metrics import Metrics
 from .settings import ServerSettings, check_safe_to_bind
 
 if TYPE_CHECKING:
-    from ...tts.synthesizer import Synthesizer
     from ..engine_duplex import EngineBackend
+    from ..engine_tokens import AnySynthesizer
 
 BACKLOG = 128
 KEEPALIVE_SECONDS = 20
@@ -116,7 +116,7 @@ def listen(settings: ServerSettings) -> socket.socket:
 
 
 def make_engine(
-    synthesizers: Mapping[str, Synthesizer],
+    synthesizers: Mapping[str, AnySynthesizer],
     settings: ServerSettings,
     metrics: Metrics,
     duplex: Mapping[str, EngineBackend] | None = None,
@@ -136,10 +136,10 @@ def load_app(settings: ServerSettings) -> FastAPI:
     """The application; its models are loaded when it starts."""
 
     def engine(metrics: Metrics) -> Engine:
-        from ...tts.synthesizer import Synthesizer
+        from ...tts.synthesizer import load_synthesizer
 
         use_threads(settings.threads)
-        speaking = {_name(m): Synthesizer.load(m) for m in settings.models if m not in talking}
+        speaking = {_name(m): load_synthesizer(m) for m in settings.models if m not in talking}
         return make_engine(speaking, settings, metrics, duplex)
 
     from ...codecs.loading import model_folder, read_config

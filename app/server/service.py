@@ -8,8 +8,10 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
+from ...tts.flow_sound import FlowSound
 from ...tts.script import Split
 from ..engine import Audio, Engine, Event, Outcome, SpeechRequest, SpeechSession
+from ..engine_tokens import can_clone, default_voice
 from . import logs
 from .access import Access
 from .duplex import DuplexBackend, no_duplex_model
@@ -19,6 +21,7 @@ from .problems import Problem, problem_of
 from .protocol.speech import ModelCard, SpeechOutcome, VoiceCard, VoiceId, WordTime
 from .settings import OPENAI_MODELS, OPENAI_VOICES, ServerSettings
 from .tracing import Tracing
+from .voice_store import AddedVoice, VoiceStore
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ class SpeechService:
         self.access = Access(settings)
         self.tracing = Tracing(settings.tracing)
         self.duplex = dict(duplex or {})
+        self.added = VoiceStore(settings.voices, settings.limits.voices_per_key)
         self.draining = asyncio.Event()
         self._running: dict[str, Speech] = {}
         self._outcomes: OrderedDict[str, tuple[str, SpeechOutcome]] = OrderedDict()
@@ -131,22 +135,47 @@ class SpeechService:
             raise Problem("model_not_found", f"no model {name[:80]!r}; this server has {known}", "model")
         return name
 
-    def voice(self, model: str, wanted: str | VoiceId | None) -> str:
-        """A voice of that model.
+    def voice(self, model: str, wanted: str | VoiceId | None, owner: str = "") -> str:
+        """A voice of that model, or one that the owner has added for it.
 
         Raises:
-            Problem: `invalid_value`.
+            Problem: `invalid_value`, `cannot_clone`.
         """
         synthesizer = self.engine.synthesizer(model)
         name = wanted.id if isinstance(wanted, VoiceId) else wanted
         if name is None or name == "default":
-            return synthesizer.settings.default
+            return default_voice(synthesizer)
         if name in synthesizer.voices:
             return name
+        if self.added.find(name, owner) is not None:
+            self.cloning_model(model)
+            return name
         if self.settings.aliases and name in OPENAI_VOICES:
-            return synthesizer.settings.default
-        known = ", ".join(synthesizer.voices)
+            return default_voice(synthesizer)
+        known = ", ".join([*synthesizer.voices, *(v.id for v in self.added.of(owner))])
         raise Problem("invalid_value", f"no voice {name[:80]!r}; choose one of {known}", "voice")
+
+    def cloning_model(self, model: str) -> tuple[str, FlowSound]:
+        """A model that imitates, and what makes its voices: the one of that name, or with "default" the first.
+
+        Raises:
+            Problem: `model_not_found`, `cannot_clone` (it says which can).
+        """
+        able = {n: s.sound for n in self.engine.models if can_clone(s := self.engine.synthesizer(n))}
+        named = model != "default" and not (self.settings.aliases and model in OPENAI_MODELS)
+        name = self.model(model) if named else next(iter(able), "")
+        sound = able.get(name)
+        if isinstance(sound, FlowSound):
+            return name, sound
+        which = f"; take {' or '.join(able)}" if able else "; load a token model with a flow to add voices"
+        raise Problem("cannot_clone", f"{name or 'no model of this server'} cannot imitate a voice{which}", "model")
+
+    def model_for(self, model: str, wanted: str | VoiceId | None, owner: str) -> str:
+        """The engine's name of a model; where none in particular is asked for, the one that an added voice is for."""
+        name = wanted.id if isinstance(wanted, VoiceId) else wanted
+        added = self.added.find(name, owner) if name else None
+        free = model == "default" or (self.settings.aliases and model in OPENAI_MODELS)
+        return added.model if added is not None and free and added.model in self.engine.models else self.model(model)
 
     def models(self) -> list[ModelCard]:
         """All models."""
@@ -156,14 +185,19 @@ class SpeechService:
             cards.append(ModelCard(id=name, sample_rate=synthesizer.sample_rate, voices=list(synthesizer.voices)))
         return cards
 
-    def voices(self) -> list[VoiceCard]:
-        """All voices of all models."""
+    def voices(self, owner: str = "") -> list[VoiceCard]:
+        """All voices of all models, and those that the owner has added."""
         cards = []
         for name in self.engine.models:
             synthesizer = self.engine.synthesizer(name)
             for voice in synthesizer.voices:
-                cards.append(VoiceCard(id=voice, model=name, default=voice == synthesizer.settings.default))
-        return cards
+                is_default = voice == default_voice(synthesizer)
+                cards.append(VoiceCard(id=voice, name=voice, model=name, default=is_default))
+        return cards + [self.card_of(voice) for voice in self.added.of(owner)]
+
+    def card_of(self, voice: AddedVoice) -> VoiceCard:
+        """How an added voice is listed."""
+        return VoiceCard(id=voice.id, name=voice.name, model=voice.model, type="audio_sample", created_at=voice.created)
 
     def duplex_backend(self, model: str) -> DuplexBackend:
         """The duplex model of that name (or the only one).
@@ -193,11 +227,13 @@ class SpeechService:
         if wish.text is not None and len(wish.text) > self.limits.text_characters:
             limit = self.limits.text_characters
             raise Problem("text_too_long", f"the text has {len(wish.text)} characters; {limit} are allowed", "input")
-        model = self.model(wish.model)
+        model = self.model_for(wish.model, wish.voice, caller.name)
+        voice = self.voice(model, wish.voice, caller.name)
+        added = None if voice in self.engine.synthesizer(model).voices else self.added.find(voice, caller.name)
         request = SpeechRequest(
             text=wish.text,
             model=model,
-            voice=self.voice(model, wish.voice),
+            voice=voice if added is None else self.added.content(added),
             speed=wish.speed,
             seed=wish.seed,
             pause=wish.pause,

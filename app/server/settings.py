@@ -33,6 +33,7 @@ class ServerSettings(BaseSettings):
         models: bundled names or folders; the first one answers where a request names none.
         slots: sessions that speak at the same time. waiting: requests that may wait for a slot.
         keys: file of hashed API keys; where it has none, the server binds to loopback only.
+        voices: folder of the voices that clients add.
         origins: web origins besides the server's own that may use it from a browser.
         hosts: names that a client may call this server, besides loopback's, when it has no keys.
         aliases: OpenAI's model and voice names mean the first model and its default voice.
@@ -50,6 +51,7 @@ class ServerSettings(BaseSettings):
     waiting: int = Field(default=16, ge=0)
     threads: int = Field(default=1, ge=1, le=256)
     keys: Path = Field(default_factory=lambda: config_folder() / "keys.json")
+    voices: Path = Field(default_factory=lambda: config_folder() / "voices")
     origins: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
     aliases: bool = True

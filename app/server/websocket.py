@@ -115,11 +115,12 @@ class StreamSession:
         if not isinstance(message, stream.SessionConfig):
             raise Problem("invalid_value", "the first message must be session.config", "type")
         self.config = message
-        model = self.service.model(message.model)
+        owner = self.context.caller.name if self.context.caller else ""
+        model = self.service.model_for(message.model, message.voice, owner)
         answer = stream.SessionConfigured(
             session_id=self.context.request_id,
             model=model,
-            voice=self.service.voice(model, message.voice),
+            voice=self.service.voice(model, message.voice, owner),
             response_format=message.response_format,
             sample_rate=self.service.engine.synthesizer(model).sample_rate,
         )

@@ -121,7 +121,9 @@ def _http_table() -> str:
 | `GET /v1/audio/speech/{id}` | how that speech went (`status`, `reason`, figures, `words` when they were asked for) |
 | `DELETE /v1/audio/speech/{id}` | stops it |
 | `GET /v1/models`, `GET /v1/models/{id}` | the models |
-| `GET /v1/audio/voices` | the voices; `POST` and `DELETE` are refused until voices can be added |
+| `GET /v1/audio/voices` | the models' voices, and those that this key has added |
+| `POST /v1/audio/voices` | adds a voice: a form of `name`, `audio_sample`, `consent`, and perhaps `text` and `model` |
+| `DELETE /v1/audio/voices/{id}` | deletes an added voice |
 | `POST /v1/realtime/client_secrets` | a single-use ticket for a browser |
 | `GET /healthz`, `GET /readyz`, `GET /metrics` | for operators |
 """

@@ -132,10 +132,13 @@ class ModelList(BaseModel):
 
 
 class VoiceCard(BaseModel):
-    """One voice, as GET /v1/audio/voices lists it."""
+    """One voice, as GET /v1/audio/voices lists it. `type`: `built_in`, or made of an `audio_sample`."""
 
     id: str
     object: Literal["audio.voice"] = "audio.voice"
+    name: str
+    type: Literal["built_in", "audio_sample"] = "built_in"
+    created_at: int = 0
     model: str
     default: bool = False
 
@@ -145,6 +148,14 @@ class VoiceList(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[VoiceCard]
+
+
+class VoiceDeleted(BaseModel):
+    """DELETE /v1/audio/voices/{id}."""
+
+    id: str
+    object: Literal["audio.voice.deleted"] = "audio.voice.deleted"
+    deleted: bool = True
 
 
 class TicketBody(Message):

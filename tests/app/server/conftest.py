@@ -77,7 +77,7 @@ class Running:
         return self.app.state.service.engine
 
     def http(self, **options: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=30, **options)
+        return httpx.Client(**{"base_url": self.url, "timeout": 60, **options})
 
     def ws(self, path: str = "/v1/audio/speech/stream", **options: Any) -> ClientConnection:
         return connect(self.url.replace("http", "ws") + path, compression=None, open_timeout=20, **options)
@@ -102,19 +102,28 @@ def wait_for(what: Callable[[], bool], seconds: float = 20.0) -> bool:
 
 @contextmanager
 def serving(
-    synthesizer: Synthesizer, folder: Path, *, limits: dict[str, Any] | None = None, duplex: Any = None, **settings: Any
+    synthesizer: Synthesizer,
+    folder: Path,
+    *,
+    limits: dict[str, Any] | None = None,
+    duplex: Any = None,
+    more: dict[str, Any] | None = None,
+    **settings: Any,
 ) -> Iterator[Running]:
-    """A server until the block ends; afterwards no session and no thread of it is left."""
-    chosen = ServerSettings(
-        port=0, keys=settings.pop("keys", folder / "keys.json"), limits=Limits(**(limits or {})), **settings
-    )
+    """A server until the block ends; afterwards no session and no thread of it is left. `more`: further models."""
+    given: dict[str, Any] = {"keys": folder / "keys.json", "voices": folder / "voices", **settings}
+    chosen = ServerSettings(port=0, limits=Limits(**(limits or {})), **given)
     lanes = {name: its for name, its in (duplex or {}).items() if isinstance(its, EngineBackend)}
-    app = create_app(lambda metrics: make_engine({"tiny": synthesizer}, chosen, metrics, lanes), chosen, duplex=duplex)
+    app = create_app(
+        lambda metrics: make_engine({"tiny": synthesizer, **(more or {})}, chosen, metrics, lanes),
+        chosen,
+        duplex=duplex,
+    )
     server, listener = make_server(app, chosen), listen(chosen)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), name="server")
     thread.start()
     try:
-        assert wait_for(lambda: server.started or not thread.is_alive())
+        assert wait_for(lambda: server.started or not thread.is_alive(), 300)  # a busy machine takes its time
         assert server.started
         scheme = "https" if chosen.tls_certificate else "http"
         yield Running(f"{scheme}://127.0.0.1:{listener.getsockname()[1]}", app, server)

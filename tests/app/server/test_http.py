@@ -136,7 +136,7 @@ def test_what_is_not_json_or_not_here_is_typed(quiet: Running) -> None:
         assert error_of(http.post("/v1/audio/speech", content=b"{", headers=JSON))["code"] == "bad_json"
         assert error_of(http.get("/v1/nothing"))["code"] == "not_found"
         assert error_of(http.put("/v1/models"))["code"] == "method_not_allowed"
-        assert http.post("/v1/audio/voices", content=b"").status_code == 501
+        assert http.post("/v1/audio/voices", content=b"").status_code == 415
         assert http.delete("/v1/audio/voices/Alice").status_code == 403
         assert http.delete("/v1/audio/voices/Nobody").status_code == 404
 

@@ -38,15 +38,15 @@ def sample(running: Running) -> list[float]:
 
     app, loop = running.app, running.server._loop
     assert loop is not None
-    assert running.settled(60), running.engine.stats()
-    assert wait_for(lambda: len(app.state.resume) == 0, 30)
-    assert wait_for(lambda: app.state.gate.connections == 0, 30)
+    assert running.settled(240), running.engine.stats()
+    assert wait_for(lambda: len(app.state.resume) == 0, 240)
+    assert wait_for(lambda: app.state.gate.connections == 0, 240)
     gc.collect()
 
     async def tasks() -> int:
         return len(asyncio.all_tasks()) - 1
 
-    counted = asyncio.run_coroutine_threadsafe(tasks(), loop).result(10)
+    counted = asyncio.run_coroutine_threadsafe(tasks(), loop).result(240)
     process, slots = psutil.Process(), app.state.settings.slots * len(running.engine.stats().slots)
     return [
         process.memory_info().rss / 2**20,
@@ -70,7 +70,7 @@ def loaded(running: Running, number: int) -> None:
     for thread in threads:
         thread.start()
     chance = random.Random(number)
-    with running.http() as http:
+    with running.http(timeout=300) as http:
         while time.monotonic() < end:
             form = chance.choice(["pcm", "mp3", "opus", "flac", "wav", "aac"])
             answer = http.post(SPEECH, json={"input": TEXT, "response_format": form, "seed": chance.randrange(99)})
