@@ -114,7 +114,9 @@ class DuplexScores:
         disturbances, false_yields: backchannels and noises while the assistant spoke, and those at which it stopped.
         backchannels: of the assistant, while the user spoke. collapses: silences of `COLLAPSE` s after a turn.
         seconds, user, own, overlap: of the conversation, of each one's speech, of both at once.
-        right: answers found right and answers judged (by `answers`).
+        right: answers found right and answers judged (by `answers`), as a recogniser heard them. written: the same of
+            the model's own text (its inner monologue). misheard: word errors and words of what the model wrote down of
+            the user's speech (`DuplexConfig.heard`).
     """
 
     offsets: tuple[float, ...] = ()
@@ -133,11 +135,15 @@ class DuplexScores:
     own: float = 0.0
     overlap: float = 0.0
     right: tuple[int, int] = (0, 0)
+    written: tuple[int, int] = (0, 0)
+    misheard: tuple[int, int] = (0, 0)
 
     def __add__(self, other: DuplexScores) -> DuplexScores:
         mine, its = vars(self), vars(other)
-        joined = {name: mine[name] + its[name] for name in mine if name != "right"}
-        return DuplexScores(**joined, right=(self.right[0] + other.right[0], self.right[1] + other.right[1]))
+        pairs = ("right", "written", "misheard")
+        joined: dict[str, Any] = {name: mine[name] + its[name] for name in mine if name not in pairs}
+        counts: dict[str, Any] = {name: (mine[name][0] + its[name][0], mine[name][1] + its[name][1]) for name in pairs}
+        return DuplexScores(**joined, **counts)
 
     def figures(self) -> dict[str, float | None]:
         """Name -> figure; None where nothing could be measured. Shares are of 1, times in seconds."""
@@ -158,6 +164,8 @@ class DuplexScores:
             "overlap": _share(self.overlap, self.seconds),
             "silence collapses": float(self.collapses),
             "answers right": _share(*self.right),
+            "answers right in writing": _share(*self.written),
+            "user's words misheard": _share(*self.misheard),
         }
 
 
@@ -281,6 +289,8 @@ def table(scores: DuplexScores) -> str:
         "yields within 1 s": scores.interruptions,
         "false yields": scores.disturbances,
         "answers right": scores.right[1],
+        "answers right in writing": scores.written[1],
+        "user's words misheard": scores.misheard[1],
     }
     lines = ["| figure | value | cases |", "|---|---|---|"]
     for name, value in scores.figures().items():

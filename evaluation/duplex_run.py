@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from ..dialogue.loading import DuplexParts
+from ..dialogue.monologue import clean_word
 from ..dialogue.session import DuplexSettings
 from ..errors import BadInput
 from ..training.dialogue_audio import DialogueRow, load_dialogues, read_channels
 from .duplex import DuplexScores, activity, answers, draw_timeline, score, table
 
-__all__ = ["DuplexReport", "converse", "recogniser", "run_duplex"]
+__all__ = ["Conversation", "DuplexReport", "converse", "recogniser", "run_duplex"]
 
 Recogniser = Callable[[np.ndarray, int], str]
 
@@ -34,15 +35,43 @@ class DuplexReport:
         return table(self.total)
 
 
-def converse(parts: DuplexParts, user: np.ndarray, settings: DuplexSettings | None = None) -> tuple[np.ndarray, str]:
-    """Plays a recording to the model: what it says float32 `[n]`, as long as the recording and in its time (a frame
-    must be heard whole before it can be answered), and its text."""
+@dataclass(frozen=True)
+class Conversation:
+    """What a model made of a recording.
+
+    Attributes:
+        audio: float32 `[n]` at 24 kHz, what it said, as long as the recording and in its time.
+        said, heard: pieces of its own text and of its record of the user's, with the seconds at which they came.
+    """
+
+    audio: np.ndarray
+    said: tuple[tuple[float, str], ...]
+    heard: tuple[tuple[float, str], ...]
+
+    @property
+    def text(self) -> str:
+        """All that it said."""
+        return _between(self.said, 0.0, np.inf)
+
+
+def _between(pieces: Sequence[tuple[float, str]], start: float, end: float) -> str:
+    return " ".join("".join(piece for at, piece in pieces if start <= at < end).split())
+
+
+def converse(parts: DuplexParts, user: np.ndarray, settings: DuplexSettings | None = None) -> Conversation:
+    """Plays a recording float32 `[n]` at 24 kHz to a model; a frame must be heard whole before it can be answered."""
     session = parts.session(settings)
     size = session.frame_size
     padded = np.pad(user, (0, -len(user) % size)).astype(np.float32)
     said = [session.step(padded[i : i + size]) for i in range(0, len(padded), size)]
     voice = np.concatenate([np.zeros(size, np.float32), *(frame.audio for frame in said)])
-    return voice[: len(user)], "".join(frame.text for frame in said).strip()
+    at = [(i + 1) * size / session.sample_rate for i in range(len(said))]
+    late = (parts.model.config.heard or 0) * size / session.sample_rate
+    return Conversation(
+        voice[: len(user)],
+        tuple((t, f.text) for t, f in zip(at, said, strict=True) if f.text),
+        tuple((t - late, f.heard) for t, f in zip(at, said, strict=True) if f.heard),
+    )
 
 
 def run_duplex(
@@ -73,9 +102,11 @@ def run_duplex(
     for number, row in enumerate(rows):
         channels = read_channels(row)
         user, own, text = channels[0], channels[1], " ".join(w for w, _, _ in row.words)
+        found = None
         if parts is not None:
-            own, text = converse(parts, user, parts.settings.model_copy(update={"seed": seed + number}))
-        each[row.id], texts[row.id] = _scored(row, user, own, recognise), text
+            found = converse(parts, user, parts.settings.model_copy(update={"seed": seed + number}))
+            own, text = found.audio, found.text
+        each[row.id], texts[row.id] = _scored(row, user, own, recognise) + _written(row, found), text
         if out is not None and number == 0:
             _keep(out, row, user, own)
         if tick is not None:
@@ -107,6 +138,29 @@ def _heard(row: DialogueRow, own: np.ndarray, rate: int, recognise: Recogniser) 
         if event.answer:
             pairs.append((recognise(own[int(event.end * rate) : int(following.start * rate)], rate), event.answer))
     return pairs
+
+
+def _written(row: DialogueRow, found: Conversation | None) -> DuplexScores:
+    """What the model's own texts are worth: its answers, and its record of the user's words."""
+    if found is None:
+        return DuplexScores()
+    turns = [e for e in row.events if e.kind in ("turn", "interrupt", "end")]
+    # A frame or two of the text may stand before the user's last word is over.
+    pairs = [
+        (_between(found.said, e.end - 0.1, following.start), e.answer) for e, following in pairwise(turns) if e.answer
+    ]
+    misheard = (0, 0)
+    if found.heard:
+        import jiwer
+
+        wanted = " ".join(_plain(e.text) for e in turns if e.text)
+        counted = jiwer.process_words(wanted, _between(found.heard, 0.0, np.inf))
+        misheard = (counted.substitutions + counted.deletions + counted.insertions, len(wanted.split()))
+    return DuplexScores(written=answers(pairs), misheard=misheard)
+
+
+def _plain(text: str) -> str:
+    return " ".join(clean_word(w) for w in text.split())
 
 
 def _keep(out: Path, row: DialogueRow, user: np.ndarray, own: np.ndarray) -> None:
