@@ -98,6 +98,8 @@ def test_twenty_minutes_of_load_leave_nothing_behind(
             loaded(running, len(figures))
             figures.append(sample(running))
             times.append((time.monotonic() - begun) / 60)
+            with (tmp_path / "samples.txt").open("a") as log:
+                log.write(f"{times[-1]:.2f} {figures[-1]}\n")
         stats = running.engine.stats()
     late = round(WARM * len(figures))
     slopes = np.polyfit(np.array(times[late:]), np.array(figures[late:]), 1)[0]
