@@ -5,9 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 MANIFEST_RATE = 24_000
+_READ = frozenset({"id", "path", "text", "voice", "phonemes"})
 AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
 
 _EDGES = " \t\n.,;:!?…—–-\"'“”‘’()[]{}<>*_~"
@@ -38,7 +39,8 @@ class Item:
     """One utterance of a corpus.
 
     `path` is the audio file (absolute, or relative to the working directory as the manifest was), `seconds` its
-    length, `phones` symbols of `quaver.tts.text.PHONES` ending in . ? or !, `words` ranges into them.
+    length, `phones` symbols of `quaver.tts.text.PHONES` ending in . ? or !, `words` ranges into them. `about`: what
+    else the manifest says in words (`emotion`, `instruct`, ...), for conditioners.
     """
 
     id: str
@@ -48,6 +50,7 @@ class Item:
     seconds: float
     phones: tuple[str, ...]
     words: tuple[WordSpan, ...]
+    about: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_manifest(path: str | Path, textless: bool = False) -> list[Item]:
@@ -129,6 +132,7 @@ def _item(row: dict[str, Any], folder: Path, where: str, textless: bool) -> Item
             seconds=float(row["seconds"]),
             phones=tuple(phones),
             words=words_of(text, phones, ranges),
+            about={k: v for k, v in row.items() if isinstance(v, str) and k not in _READ},
         )
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise CorruptFile(f"{where}: no usable utterance ({type(error).__name__}: {error})") from error
@@ -152,6 +156,7 @@ def _flat_cut(cut: dict[str, Any]) -> dict[str, Any]:
         "seconds": cut["duration"],
         "phonemes": custom.get("phonemes"),
         "speed": custom.get("speed", 1.0),
+        **{k: v for k, v in custom.items() if k not in ("phonemes", "speed")},
     }
 
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ ALIGN_RATE = 50
 
 @dataclass(frozen=True)
 class Entry:
-    """One utterance of a pack; `start` and `samples` count samples of `audio.i16`."""
+    """One utterance of a pack; `start` and `samples` count samples of `audio.i16`. `about`: what else is known of it
+    in words (`emotion`, `instruct`, ...), for conditioners."""
 
     id: str
     voice: str
@@ -42,6 +43,7 @@ class Entry:
     words: tuple[tuple[str, int, int], ...]
     start: int
     samples: int
+    about: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
@@ -137,7 +139,7 @@ def _write_pack(audio: Path, index: Path, pairs: Iterable[tuple[Item, np.ndarray
         for item, wave in pairs:
             samples.write(wave.tobytes())
             words = tuple((w.text, w.start, w.end) for w in item.words)
-            entry = Entry(item.id, item.voice, item.text, tuple(item.phones), words, start, len(wave))
+            entry = Entry(item.id, item.voice, item.text, tuple(item.phones), words, start, len(wave), item.about)
             lines.write(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
             start += len(wave)
 

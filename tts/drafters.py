@@ -29,7 +29,7 @@ from .token_heads import MultiTokenHead, ParallelHead
 from .token_lm import TokenLM
 
 if TYPE_CHECKING:
-    from .token_plan import TokenChunk, TokenPlan
+    from .token_plan import TokenChunk, TokenPlan, TokenRequest
 
 __all__ = [
     "DraftLength",
@@ -209,6 +209,11 @@ class _Reader:
         self.plan = plan
         self.read, self.place = 0, 0.0
         self.encoded = torch.zeros(0)
+        self.told: Tensor | None = None
+
+    @property
+    def request(self) -> TokenRequest:
+        return self.plan.request
 
     @property
     def ids(self) -> list[int]:
@@ -240,7 +245,7 @@ class LMDrafter:
 
     def attach(self, lm: TokenLM, state: State) -> None:
         mine, its = self.lm.config, lm.config
-        for name in ("vocab", "codebooks", "layout", "ratio", "text", "pattern", "voices"):
+        for name in ("vocab", "codebooks", "layout", "ratio", "text", "pattern", "voices", "conditions"):
             if getattr(mine, name) != getattr(its, name):
                 raise BadInput(
                     f"the drafter's {name} is {getattr(mine, name)}, the target's {getattr(its, name)}; "

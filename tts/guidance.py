@@ -1,9 +1,9 @@
 """Classifier-free guidance for every token language model and head (Ho and Salimans 2022; Koel-TTS, chatterbox).
 
-`GuidedLM` is a model to the loop like any other: it runs each chunk twice, as it is and with text and voice hidden,
-each in its own part of the state, and its head mixes the logits of every level: l = u + scale (c - u). The scale is
-each request's own; 1 takes c itself: a request without guidance is what it is without this wrapper. The model runs
-twice.
+`GuidedLM` is a model to the loop like any other: it runs each chunk twice, as it is and with what it is told hidden
+(text, voice and conditions, or the conditions alone), each in its own part of the state, and its head mixes the logits
+of every level: l = u + scale (c - u). The scale is each request's own; 1 takes c itself: a request without guidance is
+what it is without this wrapper. The model runs twice.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Layouts of the token language models: how text and speech share one sequence.
 
-`prefix` (CosyVoice 1, VALL-E): start, voice, text, task, speech. `interleave` n:m (CosyVoice 2's bistream): start, then
-n text ids and m speech steps in turn; after each m-th step the model is due to say `fill` and the next n ids follow;
-when fewer than n are left, they and the task mark go in and the speech runs to its end.
+`prefix` (CosyVoice 1, VALL-E): start, voice, conditions, text, task, speech. `interleave` n:m (CosyVoice 2's bistream):
+the same beginning, then n text ids and m speech steps in turn; after each m-th step the model is due to say `fill` and
+the next n ids follow; when fewer than n are left, they and the task mark go in and the speech runs to its end.
 
 Both the training path (`sequence`) and the plan in use (`Layout` as a cursor) come from here.
 """
@@ -15,6 +15,7 @@ from typing import NamedTuple
 from ..errors import BadInput
 
 __all__ = [
+    "CONDITION",
     "FILL",
     "NONE",
     "NOTHING",
@@ -30,14 +31,14 @@ __all__ = [
     "sequence",
 ]
 
-PAD, START, TASK, VOICE, TEXT, SPEECH, NOTHING = range(7)
+PAD, START, TASK, VOICE, TEXT, SPEECH, NOTHING, CONDITION = range(8)
 """Kinds of positions; `NOTHING` stands where guidance hides a text or a voice."""
 NONE, FILL = -1, -2
 """Targets that are no step: nothing is predicted; the model is due to ask for text."""
 
 
 class Item(NamedTuple):
-    """One position: its kind, and the text index, voice or step that it holds."""
+    """One position: its kind, and the text index, voice, condition or step that it holds."""
 
     kind: int
     value: int = 0
@@ -50,11 +51,13 @@ class Layout:
     Attributes:
         ratio: (n, m) of the interleave, or None for `prefix`.
         voice: voice id, or None when the language model is not told.
+        conditions: how many the model has; each has a position.
         sent: text ids given so far. left: steps until text is due (None: the last part, which has no end).
     """
 
     ratio: tuple[int, int] | None
     voice: int | None = None
+    conditions: int = 0
     sent: int = 0
     left: int | None = 0
     started: bool = field(default=False)
@@ -83,6 +86,7 @@ class Layout:
         items = [] if self.started else [Item(START)]
         if not self.started and self.voice is not None:
             items.append(Item(VOICE, self.voice))
+        items += [] if self.started else [Item(CONDITION, i) for i in range(self.conditions)]
         self.started = True
         items += [Item(TEXT, self.sent + i) for i in range(count)]
         self.sent += count
@@ -101,19 +105,21 @@ class Sequence(NamedTuple):
     targets: list[int]
 
 
-def sequence(ratio: tuple[int, int] | None, text: int, steps: int, frames: int, voice: int | None) -> Sequence:
+def sequence(
+    ratio: tuple[int, int] | None, text: int, steps: int, frames: int, voice: int | None, conditions: int = 0
+) -> Sequence:
     """The sequence that training sees.
 
     Args:
         text: text ids. steps: steps to predict, the end included. frames: steps that hold a code of level 0: the
-            interleave needs m of them for every full n of text.
+            interleave needs m of them for every full n of text. conditions: how many the model has.
 
     Raises:
         BadInput: too little speech for the interleave (use `prefix` for such an utterance).
     """
     if ratio is not None and text // ratio[0] * ratio[1] > frames:
         raise BadInput(f"{frames} frames are too few for {text} text ids at {ratio[0]}:{ratio[1]}")
-    layout = Layout(ratio, voice)
+    layout = Layout(ratio, voice, conditions)
     items: list[Item] = []
     targets: list[int] = []
     for step in range(steps):

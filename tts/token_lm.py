@@ -22,8 +22,9 @@ from ..nn.conv import ConvNeXtBlock
 from ..nn.state import State, StreamingModule
 from ..nn.transformer import TransformerConfig
 from .backbones import HFBackbone, HFConfig, make_backbone
+from .conditions import Condition, Conditioners
 from .cross import CrossConfig, CrossOutput, CrossStack
-from .layouts import NOTHING, SPEECH, TEXT, VOICE
+from .layouts import CONDITION, NOTHING, SPEECH, TEXT, VOICE
 from .patterns import make_pattern
 from .phones import PHONE_IDS, PHONES
 from .token_heads import STOPS, DepthHead, MultiTokenHead, ParallelHead, TokenHead
@@ -47,6 +48,7 @@ class TokenLMConfig(BaseModel):
             arrives in pieces waits for so many. 0: the ids' embeddings alone, as in CosyVoice 2.
         codebooks, vocab, pattern: of what is modelled.
         head: `parallel`, `depth` (sizes in `block`) or `multi_token` (`drafts` further steps, block sizes in `block`).
+        conditions: named conditioners, such as an emotion or an instruction (`tts/conditions.py`).
         voices: names; none: the model is not told who speaks (CosyVoice 2: the flow is).
         shortest, longest: frames per text id, the length guard. silent: codes of level 0 that sound as silence;
             silent_run: how many of them may follow each other (0 = any).
@@ -70,6 +72,7 @@ class TokenLMConfig(BaseModel):
     backbone: TransformerConfig | HFConfig = TransformerConfig(window=768, slack=31)
     cross: CrossConfig = CrossConfig()
     voices: tuple[str, ...] = ()
+    conditions: tuple[Condition, ...] = ()
     shortest: float = 0.5
     longest: float = 8.0
     silent: tuple[int, ...] = ()
@@ -83,6 +86,8 @@ class TokenLMConfig(BaseModel):
             raise ValueError("bpe text needs a transformers backbone, whose tokenizer and embeddings it uses")
         if min(self.ratio) < 1 or not 0 <= self.shortest <= self.longest:
             raise ValueError("ratio must be positive, and shortest at most longest")
+        if len({c.name for c in self.conditions}) < len(self.conditions):
+            raise ValueError("two conditions have the same name")
         return self
 
     @property
@@ -141,6 +146,7 @@ class TokenLM(StreamingModule):
         self.reader = _TextReader(config, width, self._bpe_table)
         self.marks = nn.Embedding(4, width)  # pad, start, task, nothing
         self.voice = nn.Embedding(max(1, len(config.voices)), width)
+        self.conditions = Conditioners(config.conditions, width) if config.conditions else None
         self.head = _make_head(config, width)
         self.pattern = make_pattern(config.pattern, config.codebooks, self.head.empty)
         if self.pattern.delays[0]:
@@ -177,17 +183,24 @@ class TokenLM(StreamingModule):
         """Text ids `[batch, text]` of `lengths` -> rows `[batch, text, width]`."""
         return self.reader(ids, lengths, self._bpe_table)
 
-    def inputs(self, kind: Tensor, value: Tensor, text: Tensor, codes: Tensor) -> Tensor:
+    def inputs(
+        self, kind: Tensor, value: Tensor, text: Tensor, codes: Tensor, conditions: Tensor | None = None
+    ) -> Tensor:
         """Inputs of the backbone `[batch, time, width]`.
 
         Args:
             kind, value: LongTensor `[batch, time]` (see `tts/layouts.py`).
             text: `[batch, time, width]`, the row of each text position.
             codes: LongTensor `[batch, K, time]`, the step of each speech position (`empty` elsewhere).
+            conditions: `[batch, condition, width]` from `Conditioners`, of a model that has any.
         """
         speech = self.head.embed(codes) * self.input_scale
         voice = self.voice(torch.where(kind == VOICE, value, 0))
         x = self.marks(torch.where(kind == NOTHING, 3, kind.clamp(max=2)))
+        if conditions is not None:
+            index = torch.where(kind == CONDITION, value, 0)
+            rows = conditions.gather(1, index[..., None].expand(-1, -1, conditions.shape[2]))
+            x = torch.where((kind == CONDITION)[..., None], rows.to(x.dtype), x)
         x = torch.where((kind == VOICE)[..., None], voice, x)
         x = torch.where((kind == TEXT)[..., None], text, x)
         return torch.where((kind == SPEECH)[..., None], speech, x)
@@ -209,16 +222,17 @@ class TokenLM(StreamingModule):
         codes: Tensor,
         prior: Tensor | None = None,
         dropped: Tensor | None = None,
+        conditions: Tensor | None = None,
     ) -> CrossOutput:
         """`(hidden, log_attention, place)`; the last two are None but for the cross layout. `dropped` (BoolTensor
-        [batch]): items trained without text and voice, for guidance."""
+        [batch]): items trained without text, voice and conditions, for guidance. `conditions`: as of `inputs`."""
         rows = self.read(ids, lengths)
         if dropped is not None:
             kind = torch.where(dropped[:, None], hidden_kinds(kind), kind)
             rows = torch.where(dropped[:, None, None], self.marks.weight[3], rows)
         index = torch.where(kind == TEXT, value, 0).clamp(max=rows.shape[1] - 1)
         text = rows.gather(1, index[..., None].expand(-1, -1, rows.shape[2]))
-        x = self.inputs(kind, value, text, codes)
+        x = self.inputs(kind, value, text, codes, conditions)
         if isinstance(self.backbone, CrossStack):
             return self.backbone(x, rows, lengths, prior=prior)
         return CrossOutput((self.backbone(x), None, None))
@@ -228,7 +242,8 @@ class TokenLM(StreamingModule):
         """A request joins; its text is read when it is first needed."""
 
     def run(self, chunks: Mapping[int, TokenChunk], state: State, blind: bool = False) -> Tensor:
-        """Chunks of one length, by slot -> hidden states `[slot, length, width]`; `blind`: text and voice hidden."""
+        """Chunks of one length, by slot -> hidden states `[slot, length, width]`; `blind`: hidden is what the plan's
+        request weighs by guidance, all that the model is told or its conditions alone."""
         length = next(iter(chunks.values())).length
         device, slots = self.input_scale.device, state.batch
         kind = torch.zeros(slots, length, dtype=torch.long)
@@ -236,25 +251,41 @@ class TokenLM(StreamingModule):
         codes = torch.full((slots, self.config.codebooks, length), self.head.empty)
         text = torch.zeros(slots, length, self.width, device=device, dtype=self.input_scale.dtype)
         child = state.child("backbone")
+        told: Tensor | None = None
+        if self.conditions is not None:
+            told = self.conditions.absent.expand(slots, -1, -1).clone()
         for slot, chunk in chunks.items():
+            if told is not None and not blind:
+                told[slot] = self._told(chunk.plan)
             clip = chunk.plan.request.clip
             if clip is not None and chunk.plan.clip and chunk.at == chunk.plan.clip:
                 (clip.put if chunk.plan.skipped else clip.keep)(blind, child, slot)
-            self._read_new_text(chunk.plan, child, slot, blind)
+            hidden_text = blind and chunk.plan.request.over == "text"
+            self._read_new_text(chunk.plan, child, slot, hidden_text)
             for i, item in enumerate(chunk.items):
                 kind[slot, i], value[slot, i] = item
                 if item.kind == TEXT:
                     text[slot, i] = chunk.plan.encoded[item.value]
                 elif item.kind == SPEECH:
                     codes[slot, :, i] = chunk.plan.history[item.value]
-        kind = hidden_kinds(kind) if blind else kind
-        x = self.inputs(kind.to(device), value.to(device), text, codes.to(device))
+            if hidden_text:
+                kind[slot] = hidden_kinds(kind[slot])
+        x = self.inputs(kind.to(device), value.to(device), text, codes.to(device), told)
         if not isinstance(self.backbone, CrossStack):
             return self.backbone(x, child)
         hidden, _, place = self.backbone(x, state=child)
         for slot, chunk in () if blind else chunks.items():
             chunk.plan.place = float(place[slot, -1])
         return hidden
+
+    def _told(self, plan: TokenPlan) -> Tensor:
+        """The rows of a plan's conditions `[condition, width]`, read once."""
+        told = plan.told
+        if told is None:
+            assert self.conditions is not None
+            ids = self.conditions.ids(plan.request.conditions)
+            told = plan.told = self.conditions(ids[None].to(self.input_scale.device))[0]
+        return told
 
     def _read_new_text(self, plan: TokenPlan, state: State, slot: int, blind: bool) -> None:
         if plan.read != len(plan.ids):
@@ -284,8 +315,8 @@ class TokenLM(StreamingModule):
 
 
 def hidden_kinds(kind: Tensor) -> Tensor:
-    """Kinds of positions with text and voice hidden."""
-    return torch.where((kind == TEXT) | (kind == VOICE), NOTHING, kind)
+    """Kinds of positions with text, voice and conditions hidden."""
+    return torch.where((kind == TEXT) | (kind == VOICE) | (kind == CONDITION), NOTHING, kind)
 
 
 def _make_head(config: TokenLMConfig, width: int) -> TokenHead:

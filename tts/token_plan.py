@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..errors import BadInput
 from ..nn.state import State
+from .conditions import Conditioners
 from .generate import Frame
 from .guidance import GuidedLM
 from .layouts import SPEECH, Item, Layout
@@ -89,6 +91,8 @@ class TokenRequest:
         clip: where the state after the beginning of text and prompt is kept from one request to the next.
         least, most: frames; None: from the model's `shortest` and `longest` per text id.
         guidance: classifier-free guidance, of a `GuidedLM` only: 1 = none; more follows the text more.
+        over: what guidance weighs: `text` (all that the model is told) or `conditions` (them alone).
+        conditions: values of the model's conditions, by name; those left out are absent.
         schedule: of a multi-token head: (steps by the main model, then by the cascade), the last pair repeated.
         seed: of the request's own generator.
     """
@@ -104,6 +108,8 @@ class TokenRequest:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     schedule: tuple[tuple[int, int], ...] = ((1, 0),)
     guidance: float = 1.0
+    over: Literal["text", "conditions"] = "text"
+    conditions: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
 
     def plan(self, lm: TokenLM | GuidedLM) -> TokenPlan:
@@ -151,10 +157,12 @@ class TokenPlan:
         self.ready: deque[Frame] = deque()
         self.end: int | None = None  # step at which level 0 ended
         self.used = 0  # positions run
-        lead = 1 + bool(lm.config.voices)
+        lead = 1 + bool(lm.config.voices) + len(lm.config.conditions)
         self.clip = 0 if request.clip is None else request.clip.positions(lm, lead)  # positions of the clip
         self.skipped = bool(self.clip) and request.clip is not None and request.clip.held
-        self.layout = Layout(lm.config.interleave, request.voice if lm.config.voices else None)
+        conditions = len(lm.config.conditions)
+        self.told: Tensor | None = None  # rows of the conditions
+        self.layout = Layout(lm.config.interleave, request.voice if lm.config.voices else None, conditions)
         self.pending: list[Item] = []
         self.forced = 0
         self.turn = 0
@@ -193,7 +201,7 @@ class TokenPlan:
         """A text that does not fit must be refused here: an error inside a step would hit the neighbours too."""
         prompt = 0 if self.request.prompt is None else self.request.prompt.shape[-1]
         ratio = self.config.interleave
-        fixed = ids + 3 + max(prompt, ids // ratio[0] * ratio[1] if ratio else 0)
+        fixed = ids + 3 + len(self.config.conditions) + max(prompt, ids // ratio[0] * ratio[1] if ratio else 0)
         room = self.config.cross.capacity if self.config.layout == "cross" else self.context
         if room is not None and (ids if self.config.layout == "cross" else fixed + 2) > room:
             raise BadInput(f"{ids} text ids do not fit into the model's {room} positions; speak the text in parts")
@@ -384,6 +392,8 @@ class TokenPlan:
                 and not 0 <= int(request.prompt.min()) <= int(request.prompt.max()) < config.vocab
             ):
                 raise BadInput(f"the prompt's codes must lie in 0..{config.vocab - 1}")
+        if request.conditions:
+            (lm.conditions or Conditioners((), 1)).check(request.conditions)
         least, most = request.least or 0, request.most
         if least < 0 or (most is not None and most < max(1, least)):
             raise BadInput(f"least {least} and most {most} frames contradict each other")

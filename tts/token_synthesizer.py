@@ -9,7 +9,7 @@ are shared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from ..codecs.base import Codec
 from ..codecs.loading import load_codec, model_folder, read_json, validated
 from ..errors import BadInput, ConfigError
+from .conditions import Conditioners
 from .decoder import AcousticDecoder
 from .flow_decoder import Prompt
 from .flow_sound import FlowSound, load_sound, near
@@ -88,7 +89,7 @@ class TokenSynthesizer:
                 f"the settings' voice {settings.voice!r} is none of the model's: {', '.join(self._names)}"
             )
         self._guided: GuidedLM | None = None
-        self._clip: tuple[Voice, int, WarmClip] | None = None  # of the voice file that spoke last
+        self._clip: tuple[Voice, object, WarmClip] | None = None  # of the voice file that spoke last
         self._hushed: Tensor | None = None
         self.loop: Callable[[TokenLM | GuidedLM], Generation] = Generation  # or one that speculates
 
@@ -135,6 +136,7 @@ class TokenSynthesizer:
         split: Split = "sentence",
         duration: float | None = None,
         tokens: int | None = None,
+        instruct: str | Mapping[str, str] | None = None,
     ) -> Iterator[AudioChunk]:
         """Speaks a text, or pieces of text as they arrive.
 
@@ -150,6 +152,8 @@ class TokenSynthesizer:
             duration, tokens: seconds or frames that the answer is to last, instead of a speed (its text must be there
                 as a whole). Met exactly where the pace that it takes lies between 0.5 and 2; a shorter answer is filled
                 up with silence.
+            instruct: how to say it, of a model with conditioners: a label that it knows, or words, or values by the
+                conditioners' names. With it, `guidance` weighs the instruction instead of the text.
 
         Raises:
             BadInput: nothing to speak, an unknown voice, or a setting out of range. Checked before the first chunk.
@@ -175,8 +179,9 @@ class TokenSynthesizer:
                 length = Length.of(parts, frames, self.sample_rate / self.frame)
         else:
             pieces = iter(text)
-        carry, clip = self._context(voice)
-        wanted = self._requests(voice, seed, temperature, guidance, clip)
+        conditions = self._conditions(instruct)
+        carry, clip = self._context(voice, conditions)
+        wanted = self._requests(voice, seed, temperature, guidance, clip, conditions)
         speech = TokenSpeech(
             self.loop(self._model(wanted(0).guidance != 1)),
             self._decoder(voice, seed, prompt),
@@ -238,8 +243,23 @@ class TokenSynthesizer:
             return self.sound.decoder(self._names[voice] if isinstance(voice, str) else voice, seed, prompt)
         return AcousticDecoder(self.sound)
 
+    def _conditions(self, instruct: str | Mapping[str, str] | None) -> dict[str, str]:
+        """Values of the model's conditioners, by name."""
+        if instruct is None:
+            return {}
+        known = self.lm.conditions or Conditioners((), 1)
+        values = known.guess(instruct) if isinstance(instruct, str) else dict(instruct)
+        known.check(values)
+        return values
+
     def _requests(
-        self, voice: str | Voice, seed: int, temperature: float | None, guidance: float | None, clip: WarmClip | None
+        self,
+        voice: str | Voice,
+        seed: int,
+        temperature: float | None,
+        guidance: float | None,
+        clip: WarmClip | None,
+        conditions: Mapping[str, str],
     ) -> Callable[[int], TokenRequest]:
         """The request of an answer's part, by number, without its text."""
         settings = self.settings
@@ -257,6 +277,8 @@ class TokenSynthesizer:
             sampling=sampling,
             schedule=parse_schedule(settings.schedule),
             guidance=scale,
+            conditions=conditions,
+            over="conditions" if conditions else "text",
         )
         # Sentences must not repeat each other's random numbers.
         return lambda number: request(seed=seed + 1_000_003 * number)
@@ -265,7 +287,7 @@ class TokenSynthesizer:
         name = voice if isinstance(voice, str) else self.settings.voice or self.voices[0]
         return self.lm.config.voices.index(self._names[name]) if self.lm.config.voices else 0
 
-    def _context(self, voice: str | Voice) -> tuple[Carry, WarmClip | None]:
+    def _context(self, voice: str | Voice, conditions: Mapping[str, str]) -> tuple[Carry, WarmClip | None]:
         """What every sentence begins with: phones and tokens of the voice's clip, if it has a transcript and they leave
         half of the model's positions free; else nothing, and the flow alone imitates."""
         config, free = self.lm.config, not self.lm.pattern.extra
@@ -279,10 +301,10 @@ class TokenSynthesizer:
             ids += phone_text(utterance.phones, frozenset(w.start for w in utterance.words))
         if room is not None and 2 * (len(ids) + voice.tokens.shape[1]) > room:
             return none, None
-        speaker = self._speaker(voice)
+        key = (self._speaker(voice), tuple(sorted(conditions.items())))
         held = self._clip
-        if held is None or held[0] is not voice or held[1] != speaker:
-            held = self._clip = (voice, speaker, WarmClip(len(ids), voice.tokens.shape[1]))
+        if held is None or held[0] is not voice or held[1] != key:
+            held = self._clip = (voice, key, WarmClip(len(ids), voice.tokens.shape[1]))
         # A loop that speculates runs a drafter over the same positions, so none may be left out.
         clip = held[2] if self.loop is Generation else None
         return Carry(tuple(ids), voice.tokens, frames, room), clip

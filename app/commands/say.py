@@ -47,6 +47,9 @@ def say(
     guidance: Annotated[
         float | None, typer.Option("--guidance", help="How closely to follow the text, 0 to 10 (some token models).")
     ] = None,
+    instruct: Annotated[
+        str | None, typer.Option("--instruct", help="How to say it: a style, or words (models trained for it).")
+    ] = None,
     codebooks: Annotated[
         int | None, typer.Option("--codebooks", help="Decode only the first so many codebooks.")
     ] = None,
@@ -94,6 +97,10 @@ def say(
         if synthesizer.timed:
             raise BadInput("--guidance needs a token model that was trained for it (docs/models.md)")
         options["guidance"] = guidance
+    if instruct is not None:
+        if synthesizer.timed:
+            raise BadInput("this model takes no instructions; --instruct needs a token model trained for it")
+        options["instruct"] = instruct
     if speculate != "off":
         speculate_with(synthesizer, model, speculate, draft, draft_length, delta)
     if stream:

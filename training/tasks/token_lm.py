@@ -70,7 +70,7 @@ class TokenLMTask:
             raw["backbone"] = hf_config(checkpoint).model_dump()
         speakers = self.mixture.voices() if self.options.speakers else []
         self.voice_ids = {voice: i for i, voice in enumerate(speakers)}
-        self.settings = TokenLMConfig.model_validate({**raw, "voices": speakers})
+        self.settings = self._labelled(TokenLMConfig.model_validate({**raw, "voices": speakers}))
         if self.settings.silent_run and not self.settings.silent:
             self.settings = self.settings.model_copy(update={"silent": self._silent()})
         self.model = TokenLM(self.settings)
@@ -80,6 +80,22 @@ class TokenLMTask:
         start_from(self.model, recipe)
         self.network = _Network(self.model, self.options)
         self.seconds = recipe.batch_seconds
+
+    def _labelled(self, settings: TokenLMConfig) -> TokenLMConfig:
+        """The labels of its conditions, where the recipe does not name them: all that the packs have."""
+        filled = []
+        for condition in settings.conditions:
+            if condition.kind == "label" and not condition.labels:
+                found = {
+                    e.about[condition.name] for p in self.mixture.packs for e in p.entries if condition.name in e.about
+                }
+                condition = condition.model_copy(update={"labels": tuple(sorted(found))})
+            if not any(condition.name in e.about for p in self.mixture.packs for e in p.entries):
+                raise ConfigError(
+                    f"no pack says {condition.name!r} of any utterance; add it to the manifest, pack again"
+                )
+            filled.append(condition)
+        return settings.model_copy(update={"conditions": tuple(filled)})
 
     def config(self) -> dict[str, Any]:
         return {"kind": "token_lm", "codec": self.options.codes, **self.settings.model_dump()}
@@ -119,6 +135,11 @@ class TokenLMTask:
             out[name] = _padded([row[name] for row in rows], fill)
         for name in ("codes", "steps"):
             out[name] = _padded([row[name].T for row in rows], empty).transpose(1, 2)
+        if self.settings.conditions:
+            told = _padded([row["told"].T for row in rows], -1).transpose(1, 2)
+            drop = np.array([c.drop for c in self.settings.conditions])
+            gone = torch.from_numpy(rng.random((len(rows), len(drop))) < drop)
+            out["told"] = torch.where(gone[..., None], -1, told)
         out["lengths"] = torch.tensor([len(row["ids"]) for row in rows])
         if self.settings.layout == "cross" and step < self.options.prior_until:
             out["prior"] = self._priors(out, step)
@@ -136,7 +157,7 @@ class TokenLMTask:
             ratio = None
         voice = self.voice_ids[entry.voice] if self.voice_ids else None
         text = 0 if self.settings.layout == "cross" else len(ids)
-        items, targets = sequence(ratio, text, steps.shape[1], codes.shape[1], voice)
+        items, targets = sequence(ratio, text, steps.shape[1], codes.shape[1], voice, len(self.settings.conditions))
         if self.model.context is not None and len(items) > self.model.context:
             raise BadInput(f"{entry.id} fills {len(items)} positions, the model has {self.model.context}; widen it")
         kind, value = torch.tensor([i.kind for i in items]), torch.tensor([i.value for i in items])
@@ -147,7 +168,9 @@ class TokenLMTask:
         if pointer is not None:
             at[: len(pointer)] = torch.from_numpy(pointer).clamp(min=0)
         target = torch.tensor(targets)
+        told = {} if self.model.conditions is None else {"told": self._told(pick)}
         return {
+            **told,
             "kind": kind,
             "value": value,
             "target": target,
@@ -156,6 +179,16 @@ class TokenLMTask:
             "steps": steps,
             "pointer": torch.where(target >= 0, at[target.clamp(min=0)], -100),
         }
+
+    def _told(self, pick: Pick) -> Tensor:
+        """LongTensor `[condition, n]`: what the pack says of an utterance; an unknown label counts as none."""
+        assert self.model.conditions is not None
+        values = {}
+        for condition in self.settings.conditions:
+            value = pick.pack.entries[pick.index].about.get(condition.name, "")
+            if value.strip() and (condition.kind == "text" or value in condition.labels):
+                values[condition.name] = value
+        return self.model.conditions.ids(values)
 
     def _text(self, pick: Pick) -> list[int]:
         entry = pick.pack.entries[pick.index]
@@ -187,7 +220,8 @@ class _Network(nn.Module):
         codes = self._corrupt(batch["codes"], batch["kind"])
         dropped = torch.rand(len(codes), device=codes.device) < o.drop if o.drop else None
         inputs = (batch["kind"], batch["value"], batch["ids"], batch["lengths"], codes)
-        out = model.attend(*inputs, batch.get("prior"), dropped)
+        told = None if model.conditions is None else model.conditions(batch["told"])
+        out = model.attend(*inputs, batch.get("prior"), dropped, told)
         hidden, target = out[0], batch["target"]
         chosen = target != -1
         if o.share < 1:
