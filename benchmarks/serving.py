@@ -384,8 +384,8 @@ def markdown(report: dict[str, Any]) -> str:
         f"{report['knee_wall']} by the wall clock",
         f"- first audio of request 2 beside request 1: {second['ratio']:.2f} times ({second['second_ms']:.0f} ms and "
         f"{second['first_ms']:.0f} ms, {second['slots']} slots)",
-        f"- the same on a core of its own: {own['between']:.2f} times between two steps, {own['within']:.2f} times when it "
-        f"comes while one runs ({own['first_ms']:.0f} ms alone)",
+        f"- the same on a core of its own: {own['between']:.2f} times between two steps, {own['within']:.2f} times "
+        f"when it comes while one runs ({own['first_ms']:.0f} ms alone)",
         f"- cancel to free slot: at most {cancel['most_ticks']} ticks, {cancel['mean_ticks']:.2f} on average",
         f"- {refusal['refused']} of {refusal['asked']} requests over capacity refused, the slowest in "
         f"{refusal['most_ms']:.1f} ms",

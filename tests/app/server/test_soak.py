@@ -27,6 +27,7 @@ from .storms import SPEECH, TEXT, microphone, storm
 
 MINUTES = float(os.environ.get("QUAVER_SOAK_MINUTES", "20"))
 ROUND = 30.0  # seconds of load between two samples
+CLIENTS = ("(recv_events)", "(keepalive)")  # threads of the test's own clients, which outlive a killed socket a while
 WARM = 0.25  # share of the samples that are left out: caches and the allocator's pools fill
 # What one minute may add. Memory: the allocator's pools wander by more than that within a minute, not over many.
 MOST = {"memory MiB": 0.5, "descriptors": 0.1, "threads": 0.05, "tasks": 0.05, "taken slots": 0.01, "sessions": 0.01}
@@ -41,6 +42,7 @@ def sample(running: Running) -> list[float]:
     assert running.settled(240), running.engine.stats()
     assert wait_for(lambda: len(app.state.resume) == 0, 240)
     assert wait_for(lambda: app.state.gate.connections == 0, 240)
+    assert wait_for(lambda: not any(t.name.endswith(CLIENTS) for t in threading.enumerate()), 60)
     gc.collect()
 
     async def tasks() -> int:
