@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from ..errors import QuaverError
-from .commands import batch, chat, codec, corpus, dialogues, eval_duplex, groups, say, serve, train, voice
+from .commands import batch, chat, codec, corpus, dialogues, eval_duplex, eval_tts, groups, say, serve, train, voice
 from .commands import eval as evaluation
 
 BAD_INPUT = 2
@@ -38,6 +38,10 @@ app.add_typer(evaluation.app, name="eval")
 app.command("chat")(chat.chat)
 corpus.app.command("dialogues")(dialogues.dialogues)
 evaluation.app.command("duplex")(eval_duplex.duplex)
+evaluation.app.command("table")(eval_tts.table)
+evaluation.app.command("words")(eval_tts.words)
+evaluation.app.command("speakers")(eval_tts.speakers)
+evaluation.app.command("zero-shot")(eval_tts.zero_shot)
 app.command("train")(train.train)
 app.command("export")(train.export)
 
