@@ -309,8 +309,9 @@ class SpeechStation:
         return entries
 
     def close(self) -> None:
-        for rows in self.saying.values():
-            for saying in rows.values():
+        for name, rows in self.saying.items():
+            for key, saying in rows.items():
+                self.lanes[name].leave(key)
                 saying.drop(QuaverError("stopped"))
         self.saying.clear()
         self.waiting.clear()

@@ -28,7 +28,7 @@ __all__ = ["by_processes", "drive", "here"]
 AHEAD = 4
 """Rows that a process holds beyond those in its slots."""
 MAX_DEATHS = 5
-"""In a row, without a single finished row between them: then it is the machine and not a row."""
+"""One after the other, besides one of each process, without a finished row between them: then it is not a row."""
 
 
 def drive(station: Station, tasks: Iterator[Task]) -> Iterator[list[Entry]]:
@@ -135,14 +135,14 @@ class _Pool:
         code = worker.process.exitcode
         worker.pipe.close()
         lost = list(worker.tasks.values())
+        self._clean(worker)
         self.deaths += 1
-        if self.deaths > MAX_DEATHS:
+        if self.deaths > MAX_DEATHS + len(self.workers):
             raise QuaverError(
                 f"the worker processes die (exit code {code}); with less --workers the same command goes on"
             )
         self.workers[self.workers.index(worker)] = self._start()
         if worker.alone:
-            self.deaths -= 2  # it was the row, both times
             killed = f"signal {-code}" if code and code < 0 else f"exit code {code}"
             return [failure(task, QuaverError(f"its worker process died twice over it ({killed})")) for task in lost]
         self.suspects.extend(lost)
@@ -157,6 +157,13 @@ class _Pool:
             if worker.process.is_alive():
                 worker.process.kill()
                 worker.process.join()
+                self._clean(worker)
+
+    def _clean(self, worker: _Worker) -> None:
+        """Removes what a process that was killed was writing (see `files.replacing`)."""
+        for folder in {(self.out / task.path).parent for task in worker.tasks.values()}:
+            for part in folder.glob(f".*.{worker.process.pid}.part"):
+                part.unlink(missing_ok=True)
 
 
 def by_processes(work: Work, out: Path, tasks: Iterable[Task], count: int, threads: int = 1) -> Iterator[Entry]:
