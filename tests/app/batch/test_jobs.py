@@ -119,7 +119,7 @@ def test_processes_that_die_whatever_they_get_end_the_job(tmp_path: Path, voice:
     finally:
         over.set()
         thread.join()
-    assert do(job_of(tmp_path / "in.jsonl", tmp_path / "out", voice)).made == 30
+    assert do(job_of(tmp_path / "in.jsonl", tmp_path / "out", voice, retry_failed=True)).made == 30
 
 
 # -- stopping and going on ---------------------------------------------------------------------------------------------
