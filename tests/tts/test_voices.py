@@ -218,6 +218,21 @@ def test_a_prompt_is_run_once_for_all_answers() -> None:
     hook.remove()
 
 
+def test_a_voice_speaks_the_same_after_everything_was_saved_and_loaded(tmp_path: Path) -> None:
+    folder(tmp_path / "flow", "flow", SOUND.flow, codec="tokens")
+    folder(tmp_path / "mel-vocoder", "mel", SOUND.vocoder)
+    folder(tmp_path / "tokens", "semantic", tokenizer())
+    folder(tmp_path / "lm", "token_lm", token_lm("cosyvoice2"), codec="tokens")
+    (tmp_path / "lm" / "settings.json").write_text('{"flow": "flow", "vocoder": "mel-vocoder"}')
+    first = TokenSynthesizer.load(str(tmp_path / "lm"))
+    assert isinstance(first.sound, FlowSound)
+    voice = first.sound.describe(speech(1.5), name="mine", text="hi")
+    (tmp_path / "mine.voice").write_bytes(dump_voice(voice))
+    again = TokenSynthesizer.load(str(tmp_path / "lm"))
+    said = again.say("Go on.", voice=load_voice(tmp_path / "mine.voice"), seed=3)
+    assert np.array_equal(said, first.say("Go on.", voice=voice, seed=3))
+
+
 def test_a_voice_of_another_model_is_refused() -> None:
     with pytest.raises(BadInput, match="another flow"):
         spoken(replace(VOICE, flow="cd" * 32))
