@@ -18,7 +18,7 @@ from typing import Any
 from ...errors import BadInput, MissingExtra, QuaverError
 from .journal import Entry
 from .rows import Row
-from .run import Runner
+from .run import Runner, sweep
 from .work import Task, Work
 from .workers import drive
 
@@ -58,6 +58,7 @@ def on_ray(address: str | None = None, workers: int | None = None) -> Runner:
         finally:
             if ours:
                 ray.shutdown()
+            sweep(out)  # what a lost machine had begun
 
     return run
 

@@ -27,7 +27,7 @@ from .rows import MAX_SEED, Refused, Row
 from .work import Task, Work, digest_of
 from .workers import by_processes, here
 
-__all__ = ["FOLDER", "Job", "Report", "Runner", "Survey", "local", "run_job", "survey"]
+__all__ = ["FOLDER", "Job", "Report", "Runner", "Survey", "local", "run_job", "survey", "sweep"]
 
 FOLDER = ".batch"
 WINDOW = 4096
@@ -131,7 +131,7 @@ def run_job(
             raise BadInput("there are no rows to do")
         if found.todo:
             job.work.check()
-            _sweep(job.out)
+            sweep(job.out)
         if begin:
             begin(found)
         started, made = time.monotonic(), Report()
@@ -259,8 +259,8 @@ def _journal(out: Path) -> Iterator[Journal]:
         journal.close()
 
 
-def _sweep(out: Path) -> None:
-    """Removes what a killed run was writing."""
+def sweep(out: Path) -> None:
+    """Removes what processes that were killed had begun to write; nobody may be writing."""
     for path in out.rglob(".*.part"):
         if _PART.match(path.name):
             path.unlink(missing_ok=True)
