@@ -71,7 +71,8 @@ class HFBackbone(StreamingModule):
         super().__init__()
         from transformers import AutoConfig, AutoModel
 
-        arch = {k: v for k, v in config.arch.items() if k != "model_type"}
+        # Float32, whatever the checkpoint was saved in: our own parts are.
+        arch = {k: v for k, v in config.arch.items() if k not in ("model_type", "dtype", "torch_dtype")}
         try:
             settings = AutoConfig.for_model(config.arch["model_type"], **arch)
             settings._attn_implementation = "sdpa"

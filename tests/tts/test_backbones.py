@@ -41,6 +41,14 @@ def test_a_checkpoint_of_transformers_is_the_backbone(tmp_path: Path) -> None:
     assert [f.codes.tolist() for f in same] == [f.codes.tolist() for f in frames]
 
 
+def test_a_checkpoint_in_half_precision_trains_in_float32() -> None:
+    """SmolLM2's config.json says bfloat16; our embeddings and head are float32."""
+    config = HFConfig(arch={**QWEN, "dtype": "bfloat16"}, context=40, chunk=8)
+    backbone = HFBackbone(config)
+    assert {p.dtype for p in backbone.parameters()} == {torch.float32}
+    backbone(torch.zeros(1, 3, backbone.width)).sum().backward()
+
+
 def test_a_missing_or_broken_checkpoint_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(MissingFile):
         hf_config(str(tmp_path / "nowhere"))
