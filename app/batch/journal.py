@@ -87,15 +87,16 @@ class Journal:
         try:
             self._file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
             self._file.flush()
+            self._note(entry, place)
             if self._clock() - self._synced >= SYNC_EVERY:
                 os.fsync(self._file.fileno())
                 self._synced = self._clock()
         except OSError as error:
+            self.forget(entry["digest"])
             self._cut(place)
             raise QuaverError(
                 f"the journal cannot be written ({error.strerror}); free some space, and the same command goes on"
             ) from error
-        self._note(entry, place)
 
     def close(self) -> None:
         """Syncs, closes and unlocks. May be called again."""

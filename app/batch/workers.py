@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -96,7 +96,8 @@ class _Pool:
         process = self.context.Process(
             target=_serve, args=(self.work, str(self.out), theirs, self.threads), name="quaver-batch", daemon=True
         )
-        process.start()
+        with _deaf():
+            process.start()
         theirs.close()
         return _Worker(process, ours)
 
@@ -177,6 +178,19 @@ def by_processes(work: Work, out: Path, tasks: Iterable[Task], count: int, threa
         yield from pool.entries()
     finally:
         pool.close()
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes that start in here do not hear Ctrl-C, not even while they import."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _serve(work: Work, out: str, pipe: Connection, threads: int) -> None:
