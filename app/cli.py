@@ -11,7 +11,21 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from ..errors import QuaverError
-from .commands import batch, chat, codec, corpus, dialogues, eval_duplex, eval_tts, groups, say, serve, train, voice
+from .commands import (
+    batch,
+    chat,
+    codec,
+    corpus,
+    demo,
+    dialogues,
+    eval_duplex,
+    eval_tts,
+    groups,
+    say,
+    serve,
+    train,
+    voice,
+)
 from .commands import eval as evaluation
 
 BAD_INPUT = 2
@@ -36,6 +50,7 @@ app.add_typer(groups.app, name="groups")
 app.add_typer(serve.app, name="serve")
 app.add_typer(evaluation.app, name="eval")
 app.command("chat")(chat.chat)
+app.command("demo")(demo.demo)
 corpus.app.command("dialogues")(dialogues.dialogues)
 evaluation.app.command("duplex")(eval_duplex.duplex)
 evaluation.app.command("table")(eval_tts.table)

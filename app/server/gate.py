@@ -20,6 +20,7 @@ from .problems import Problem, problem_of
 from .tracing import Tracing
 
 OPEN_PATHS = ("/healthz", "/readyz", "/static/", "/openapi.json")
+UPLOAD_PATHS = ("/v1/audio/voices", "/demo/gradio_api/upload")
 SURFACES = {"/v1/audio/speech/stream": "stream", "/v1/realtime": "realtime", "/api/chat": "moshi"}
 
 
@@ -97,7 +98,7 @@ class Gate:
             logs.event("request", method=scope["method"], path=route, status=status, seconds=seconds, caller=name)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        limit = self.limits.voice_bytes if scope["path"] == "/v1/audio/voices" else self.limits.body_bytes
+        limit = self.limits.voice_bytes if scope["path"] in UPLOAD_PATHS else self.limits.body_bytes
         declared = Headers(scope=scope).get("content-length", "0")
         if not declared.isdigit() or int(declared) > limit:
             raise Problem("too_large", f"the body is larger than {limit} bytes")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -132,14 +132,17 @@ def make_engine(
     )
 
 
-def load_app(settings: ServerSettings) -> FastAPI:
-    """The application; its models are loaded when it starts."""
+def load_app(settings: ServerSettings, prepare: Callable[[str, AnySynthesizer], None] | None = None) -> FastAPI:
+    """The application; its models are loaded when it starts. `prepare` gets each one that speaks texts."""
 
     def engine(metrics: Metrics) -> Engine:
         from ...tts.synthesizer import load_synthesizer
 
         use_threads(settings.threads)
         speaking = {_name(m): load_synthesizer(m) for m in settings.models if m not in talking}
+        for model in settings.models:
+            if prepare is not None and model not in talking:
+                prepare(model, speaking[_name(model)])
         return make_engine(speaking, settings, metrics, duplex)
 
     from ...codecs.loading import model_folder, read_config
@@ -151,15 +154,23 @@ def load_app(settings: ServerSettings) -> FastAPI:
     return create_app(engine, settings, duplex=duplex)
 
 
-def run(settings: ServerSettings) -> None:
-    """Serves until it is told to stop.
+def run(
+    settings: ServerSettings,
+    *,
+    prepare: Callable[[str, AnySynthesizer], None] | None = None,
+    extend: Callable[[FastAPI], None] | None = None,
+) -> None:
+    """Serves until it is told to stop. `prepare`: see `load_app`. `extend` adds to the application (the web demo).
 
     Raises:
         BadInput: keys are missing for this host. QuaverError, OSError: a model, a file or the port cannot be had.
     """
     check_safe_to_bind(settings, bool(KeyStore(settings.keys).keys()))
     logs.configure(settings.log_format, settings.log_level)
-    server = make_server(load_app(settings), settings)
+    app = load_app(settings, prepare)
+    if extend is not None:
+        extend(app)
+    server = make_server(app, settings)
     listener = listen(settings)
     try:
         scheme = "https" if settings.tls_certificate else "http"

@@ -75,14 +75,15 @@ async def create_voice(request: Request) -> VoiceCard:
         if not isinstance(sample, UploadFile):
             raise Problem("invalid_value", "audio_sample: send the recording as a file", "audio_sample")
         words = {name: " ".join(value.split()) for name, value in form.items() if isinstance(value, str)}
-        _check(words)
+        check_words(words)
         data = await sample.read()
     finally:
         await form.close()
-    return await _make(service, words, data, _owner(request))
+    return await make_voice(service, words, data, _owner(request))
 
 
-async def _make(service: SpeechService, words: dict[str, str], data: bytes, owner: str) -> VoiceCard:
+async def make_voice(service: SpeechService, words: dict[str, str], data: bytes, owner: str) -> VoiceCard:
+    """Adds a voice from checked words and a recording. Raises Problem: no model imitates, or the recording is bad."""
     model, sound = service.cloning_model(words.get("model", "default"))
     try:
         made = await asyncio.to_thread(
@@ -101,7 +102,8 @@ async def _make(service: SpeechService, words: dict[str, str], data: bytes, owne
     return service.card_of(made)
 
 
-def _check(words: dict[str, str]) -> None:
+def check_words(words: dict[str, str]) -> None:
+    """Raises Problem when a field is missing, too long, or there is no consent."""
     if not 0 < len(words.get("name", "")) <= NAME_CHARACTERS:
         raise Problem("invalid_value", f"name: give the voice a name of 1 to {NAME_CHARACTERS} characters", "name")
     if words.get("type", "audio_sample") != "audio_sample":

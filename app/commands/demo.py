@@ -1,0 +1,55 @@
+"""`quaver demo`: the web demo, in a server of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ...errors import MissingExtra
+
+
+def demo(
+    host: Annotated[str | None, typer.Option("--host", help="Address of this machine (default: 127.0.0.1).")] = None,
+    port: Annotated[int | None, typer.Option("--port", help="Port (default: 8600; 0: any).")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option("--model", help="Bundled model or folder; may be repeated, the first answers.")
+    ] = None,
+    codec: Annotated[
+        list[str] | None, typer.Option("--codec", help="Bundled codec or folder for the codec lab; may be repeated.")
+    ] = None,
+    slots: Annotated[int | None, typer.Option("--slots", help="Sessions that speak at once (default: 2).")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", help="CPU threads of the engine (default: 1).")] = None,
+    voices: Annotated[Path | None, typer.Option("--voices", help="Folder of the voices that are made.")] = None,
+    speculate: Annotated[str, typer.Option("--speculate", help="off, exact, pcg, budgeted or tolerance.")] = "off",
+    draft: Annotated[str | None, typer.Option("--draft", help="head, lookup, or a drafter's folder.")] = None,
+) -> None:
+    """Open the web demo: everything that `quaver serve` answers, and a page to try it with. Ctrl-C ends it."""
+    flags: dict[str, Any] = {
+        "host": host,
+        "port": port,
+        "models": tuple(model) if model else None,
+        "slots": slots or 2,
+        "threads": threads,
+        "voices": voices,
+        "log_format": "text",
+    }
+    try:
+        from ..demo.mount import add_demo
+        from ..demo.speculating import count_drafts
+        from ..server.run import run
+        from ..server.settings import config_folder, read_settings
+    except ImportError as error:
+        raise MissingExtra(f"`quaver demo` needs {error.name}: pip install 'quaver[serve,demo]'") from None
+    # The demo is open to this machine alone: the keys of `quaver serve` are not its own.
+    settings = read_settings(None, **flags, keys=config_folder() / "demo-keys.json")
+
+    def prepare(name: str, synthesizer: Any) -> None:
+        from ..speculation import speculate_with
+
+        if speculate != "off":
+            speculate_with(synthesizer, name, speculate, draft, 3, 0.1)
+            count_drafts(synthesizer)
+
+    run(settings, prepare=prepare, extend=lambda app: add_demo(app, settings, tuple(codec) if codec else None))
