@@ -58,13 +58,20 @@ class CodecLab:
         with self._lock:
             return self._load(name)
 
+    @staticmethod
+    def short(name: str) -> str:
+        """What people see of a folder."""
+        return name.rstrip("/").rsplit("/", 1)[-1]
+
     def _load(self, name: str) -> Codec:
         from ...codecs.loading import load_codec
 
         if name not in self._loaded:
             codec = load_codec(name)
             if codec.frame_spec.kind != "codes":
-                raise BadInput(f"{name} makes continuous latents, which have no codebooks; choose another codec")
+                raise BadInput(
+                    f"{self.short(name)} makes continuous latents, which have no codebooks; choose another codec"
+                )
             self._loaded[name] = codec
         return self._loaded[name]
 
@@ -83,7 +90,9 @@ class CodecLab:
         codec = self.codec(name)
         spec = codec.frame_spec
         if not 1 <= codebooks <= spec.codebooks:
-            raise BadInput(f"{name} has {spec.codebooks} codebooks; take 1 to {spec.codebooks}, not {codebooks}")
+            raise BadInput(
+                f"{self.short(name)} has {spec.codebooks} codebooks; take 1 to {spec.codebooks}, not {codebooks}"
+            )
         original = read_mono(recording, codec.sample_rate, LONGEST)
         with self._lock, torch.inference_mode():
             codes, _ = codec.encode(torch.from_numpy(original)[None, None])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import html
 import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -22,8 +23,8 @@ from ..server.gate import Context
 from ..server.problems import Problem, problem_of
 from ..server.service import SpeechService, Wish, problem_of_outcome, word_times
 from ..server.voices import check_words, make_voice
-from .codec_lab import CodecLab
-from .pictures import heat_map, spectrogram, waveform
+from .codec_lab import CodecLab, Coding
+from .pictures import figure, heat_map, spectrogram, waveform
 
 __all__ = ["COLUMNS", "Handlers"]
 
@@ -50,8 +51,8 @@ def told(error: BaseException) -> gr.Error:
     problem = problem_of(error)
     if problem.code == "internal":
         log.error("a handler of the demo failed", exc_info=error)
-        return gr.Error("This failed on the server; its log says why.", title="Error", print_exception=False)
-    return gr.Error(problem.message, title="That did not work", print_exception=False)
+        return gr.Error("This failed on the server; its log says why.", print_exception=False)
+    return gr.Error(problem.message, print_exception=False)
 
 
 def _telling(handler: Callable[..., Any]) -> Callable[..., Any]:
@@ -122,30 +123,29 @@ class Handlers:
 
     # -- compare ------------------------------------------------------------------------------------------------------
     async def compare(self, text: str, models: list[str], seed: float, request: gr.Request) -> AsyncIterator[list[Any]]:
-        """The text through several models in turn: (audio, waveform, spectrogram, words) of each column."""
-        blank = [gr.update(value=None)] * 3 + [gr.update(value="")]
+        """The text through several models in turn: (column, heading, audio, pictures and words) of each."""
+        blank = [gr.update(visible=False), "", gr.update(value=None), ""]
         if not models:
-            raise gr.Error("Choose at least one model.", title="That did not work", print_exception=False)
+            raise gr.Error("Choose at least one model.", print_exception=False)
         columns: list[list[Any]] = [list(blank) for _ in range(COLUMNS)]
         for place, model in enumerate(models[:COLUMNS]):
-            columns[place][3] = f"### {model}\n\nSpeaking ..."
+            columns[place][:2] = [gr.update(visible=True), f"### {model}\n\nSpeaking ..."]
             yield [cell for column in columns for cell in column]
             try:
                 spoken = await self.say(Wish(text=text, model=model, seed=int(seed)), _context(request))
             except Exception as error:
                 if len(models) == 1:
                     raise told(error) from None
-                columns[place][3] = f"### {model}\n\n{told(error).message}"
+                columns[place][1] = f"### {model}\n\n{told(error).message}"
                 continue
             seconds = len(spoken.samples) / spoken.sample_rate
             factor = spoken.total / max(seconds, 1e-9)
             about = (
                 f"### {model}\n\n{seconds:.2f} s of speech, first audio after {1000 * spoken.first_audio:.0f} ms, "
-                f"real-time factor {factor:.2f}\n\n{spoken.words}"
+                f"real-time factor {factor:.2f}"
             )
-            sound = (spoken.sample_rate, np.rint(spoken.samples * 32767).astype(np.int16))
-            picture = await asyncio.to_thread(spectrogram, spoken.samples, spoken.sample_rate)
-            columns[place] = [sound, waveform(spoken.samples), picture, about]
+            drawn = await asyncio.to_thread(_drawn, spoken)
+            columns[place][1:] = [about, _sound(spoken.samples, spoken.sample_rate), drawn]
         yield [cell for column in columns for cell in column]
 
     async def say(self, wish: Wish, context: Context) -> Spoken:
@@ -181,20 +181,37 @@ class Handlers:
         if not recording:
             raise Problem("invalid_value", "record or upload something first")
         coding = await asyncio.to_thread(self.lab.run, recording, codec, int(codebooks))
-        rate = coding.sample_rate
-        before, after = await asyncio.to_thread(
-            lambda: (spectrogram(coding.original, rate), spectrogram(coding.decoded, rate))
-        )
-        rows = [
-            ("Bitrate", f"{coding.bitrate / 1000:.2f} kbit/s"),
-            ("Frames", f"{coding.codes.shape[1]} of {coding.codes.shape[0]} codes, each of {coding.vocab}"),
-            ("PESQ (wide band, 1.04 to 4.64)", "-" if coding.pesq is None else f"{coding.pesq:.2f}"),
-            ("STOI (0 to 1)", "-" if coding.stoi is None else f"{coding.stoi:.3f}"),
-        ]
-        table = "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
-        notes = "".join(f"\n\n{note}" for note in coding.notes)
-        sound = (rate, np.rint(coding.decoded * 32767).astype(np.int16))
-        return before, sound, after, heat_map(coding.codes, coding.vocab), table + notes
+        return await asyncio.to_thread(_pictures_of, coding)
+
+
+def _pictures_of(coding: Coding) -> tuple[str, Any, str, str, str]:
+    rate, (books, frames) = coding.sample_rate, coding.codes.shape
+    rows = [
+        ("Bitrate", f"{coding.bitrate / 1000:.2f} kbit/s"),
+        ("Codes", f"{frames} frames of {books}, each of {coding.vocab}"),
+        ("PESQ (wide band, 1.04 to 4.64)", "-" if coding.pesq is None else f"{coding.pesq:.2f}"),
+        ("STOI (0 to 1)", "-" if coding.stoi is None else f"{coding.stoi:.3f}"),
+    ]
+    table = "| Figure | Value |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
+    return (
+        figure(spectrogram(coding.original, rate), "Spectrogram of the recording"),
+        _sound(coding.decoded, rate),
+        figure(spectrogram(coding.decoded, rate), "Spectrogram of what is left"),
+        figure(heat_map(coding.codes, coding.vocab), "Tokens: a row for each codebook, time to the right"),
+        table + "".join(f"\n\n{note}" for note in coding.notes),
+    )
+
+
+def _drawn(spoken: Spoken) -> str:
+    pictures = figure(waveform(spoken.samples), "Waveform") + figure(
+        spectrogram(spoken.samples, spoken.sample_rate), "Spectrogram"
+    )
+    return pictures + f"<p>{html.escape(spoken.words)}</p>"
+
+
+def _sound(samples: np.ndarray, sample_rate: int) -> tuple[int, np.ndarray]:
+    """As Gradio's players take it."""
+    return sample_rate, np.rint(samples * 32767).astype(np.int16)
 
 
 def _context(request: gr.Request) -> Context:

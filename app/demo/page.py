@@ -17,8 +17,12 @@ LIVE = (
 )
 STYLE = """
 .gradio-container { max-width: 1100px !important; margin: 0 auto; }
+.gradio-container main { width: 100%; }
+.picture { margin: 0 0 8px; }
+.picture figcaption { font-size: 13px; opacity: 0.85; margin-bottom: 3px; }
+.picture img { display: block; width: 100%; border-radius: 6px; image-rendering: auto; }
 #live-frame { width: 100%; height: 760px; border: 0; }
-.speak-panel canvas { display: block; width: 100%; border-radius: 6px; }
+.speak-panel canvas { background: #8881; display: block; width: 100%; border-radius: 6px; }
 .speak-panel .pictures { position: relative; display: grid; gap: 6px; }
 .speak-panel .cursor { position: absolute; top: 0; bottom: 0; width: 2px; background: #e4572e; display: none; }
 .speak-panel .words { position: relative; height: 5.6em; overflow: hidden; font-size: 13px; }
@@ -73,7 +77,7 @@ def build_page(do: Handlers) -> gr.Blocks:
             with gr.Tab("Speak", id="speak"):
                 model, voice = _speak(do)
             with gr.Tab("Clone", id="clone"):
-                cloner, note = _clone(do)
+                cloner, note = _clone(do, model, voice)
             with gr.Tab("Codec lab", id="codec"):
                 _codec(do)
             with gr.Tab("Compare", id="compare"):
@@ -117,9 +121,10 @@ def _speak(do: Handlers) -> tuple[gr.Dropdown, gr.Dropdown]:
     return model, voice
 
 
-def _clone(do: Handlers) -> tuple[gr.Dropdown, gr.Markdown]:
+def _clone(do: Handlers, speaker: gr.Dropdown, voice: gr.Dropdown) -> tuple[gr.Dropdown, gr.Markdown]:
+    """`speaker`, `voice`: the menus of Speak, where a new voice appears."""
     note = gr.Markdown("", elem_id="clone-note")
-    recording = gr.Audio(sources=["upload", "microphone"], type="filepath", label="Recording of one speaker, 1 to 30 s")
+    recording = _recorder("Recording of one speaker, 1 to 30 s")
     with gr.Row():
         name = gr.Textbox("", label="Name of the voice", max_length=80, min_width=160, elem_id="clone-name")
         model = gr.Dropdown([], label="Model that imitates", min_width=160)
@@ -128,14 +133,19 @@ def _clone(do: Handlers) -> tuple[gr.Dropdown, gr.Markdown]:
     make = gr.Button("Make the voice", variant="primary", elem_id="clone-button")
     message = gr.Markdown("", elem_id="clone-message")
     file = gr.DownloadButton("Save the voice file", visible=False, elem_id="clone-file")
-    make.click(
+    made = make.click(
         do.add_voice,
         [recording, name, text, consent, model],
         [message, file],
         concurrency_limit=1,
         api_visibility="private",
     )
+    made.success(do.voices, speaker, voice, show_progress="hidden", api_visibility="private")
     return model, note
+
+
+def _recorder(label: str) -> gr.Audio:
+    return gr.Audio(sources=["upload", "microphone"], type="filepath", label=label, buttons=["download"])
 
 
 def _about_cloning(able: list[str], models: list[str]) -> str:
@@ -148,18 +158,23 @@ def _about_cloning(able: list[str], models: list[str]) -> str:
 
 
 def _codec(do: Handlers) -> None:
-    recording = gr.Audio(sources=["upload", "microphone"], type="filepath", label="Recording, up to 30 s")
+    names = list(do.lab.names)
+    if not names:
+        gr.Markdown("**No codec is here.** Start the demo with one: `quaver demo --codec FOLDER`.")
+        return
+    most = do.lab.levels(names[0])
+    recording = _recorder("Recording, up to 30 s")
     with gr.Row():
-        codec = gr.Dropdown(list(do.lab.names), value=next(iter(do.lab.names), None), label="Codec", min_width=160)
-        levels = gr.Slider(1, 8, 8, step=1, label="Codebooks", min_width=200, elem_id="codec-levels")
+        codec = gr.Dropdown([(do.lab.short(n), n) for n in names], value=names[0], label="Codec", min_width=160)
+        levels = gr.Slider(1, most, most, step=1, label="Codebooks", min_width=200, elem_id="codec-levels")
     run = gr.Button("Encode and decode", variant="primary", elem_id="codec-button")
     with gr.Row():
         with gr.Column(min_width=300):
-            before = gr.Image(label="Spectrogram of the recording", interactive=False, buttons=[])
+            before = gr.HTML()
         with gr.Column(min_width=300):
-            after = gr.Image(label="Spectrogram of what is left", interactive=False, buttons=[])
-    sound = gr.Audio(label="What is left", interactive=False, elem_id="codec-sound")
-    tokens = gr.Image(label="Tokens: a row for each codebook, time to the right", interactive=False, buttons=[])
+            after = gr.HTML()
+    sound = gr.Audio(label="What is left", interactive=False, buttons=["download"], elem_id="codec-sound")
+    tokens = gr.HTML()
     figures = gr.Markdown("", elem_id="codec-figures")
     outputs = [before, sound, after, tokens, figures]
     for trigger in (run.click, levels.release):
@@ -184,11 +199,9 @@ def _compare(do: Handlers) -> gr.CheckboxGroup:
     cells: list[Any] = []
     with gr.Row():
         for place in range(COLUMNS):
-            with gr.Column(min_width=260, elem_id=f"compare-{place}"):
+            with gr.Column(min_width=260, visible=False, elem_id=f"compare-{place}") as column:
                 about = gr.Markdown("")
-                sound = gr.Audio(label=f"Speech {place + 1}", interactive=False)
-                wave = gr.Image(label=f"Waveform {place + 1}", interactive=False, buttons=[])
-                picture = gr.Image(label=f"Spectrogram {place + 1}", interactive=False, buttons=[])
-                cells += [sound, wave, picture, about]
+                sound = gr.Audio(label=f"Speech {place + 1}", interactive=False, buttons=["download"])
+                cells += [column, about, sound, gr.HTML()]
     run.click(do.compare, [text, chosen, seed], cells, concurrency_limit=2, api_visibility="private")
     return chosen

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import io
+
 import numpy as np
 
-__all__ = ["heat_map", "spectrogram", "waveform"]
+__all__ = ["figure", "heat_map", "spectrogram", "waveform"]
 
 Picture = np.ndarray
 """uint8 `[height, width, 3]`."""
@@ -61,6 +65,19 @@ def waveform(samples: np.ndarray, height: int = 120, width: int = WIDTH) -> Pict
         inside = (rows >= middle - half * min(high, 1.0) - 0.5) & (rows <= middle - half * max(low, -1.0) + 0.5)
         picture[inside, column] = _INK
     return picture
+
+
+def figure(picture: Picture, caption: str) -> str:
+    """A picture as HTML with its caption, which is also its name for those who do not see it."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    data, name = base64.b64encode(file.getvalue()).decode(), html.escape(caption)
+    return (
+        f'<figure class="picture"><figcaption>{name}</figcaption>'
+        f'<img alt="{name}" src="data:image/png;base64,{data}"></figure>'
+    )
 
 
 def heat_map(codes: np.ndarray, vocab: int, width: int = WIDTH, row: int = 18) -> Picture:

@@ -38,6 +38,6 @@ class CountedLoop:
 
 def count_drafts(synthesizer: Any) -> None:
     """Counts from now on, where the synthesizer speculates along time; elsewhere nothing happens."""
-    loop = getattr(synthesizer, "loop", None)
+    loop: Any = getattr(synthesizer, "loop", None)
     if "speculation" in getattr(loop, "keywords", {}):
         synthesizer.loop = CountedLoop(loop)

@@ -108,9 +108,13 @@ def serving(
     limits: dict[str, Any] | None = None,
     duplex: Any = None,
     more: dict[str, Any] | None = None,
+    extend: Callable[[FastAPI, ServerSettings], None] | None = None,
     **settings: Any,
 ) -> Iterator[Running]:
-    """A server until the block ends; afterwards no session and no thread of it is left. `more`: further models."""
+    """A server until the block ends; afterwards no session and no thread of it is left.
+
+    `more`: further models. `extend` adds to the application.
+    """
     given: dict[str, Any] = {"keys": folder / "keys.json", "voices": folder / "voices", **settings}
     chosen = ServerSettings(port=0, limits=Limits(**(limits or {})), **given)
     lanes = {name: its for name, its in (duplex or {}).items() if isinstance(its, EngineBackend)}
@@ -119,6 +123,8 @@ def serving(
         chosen,
         duplex=duplex,
     )
+    if extend is not None:
+        extend(app, chosen)
     server, listener = make_server(app, chosen), listen(chosen)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), name="server")
     thread.start()
