@@ -207,9 +207,12 @@ class AudioWriter:
             return
         form, subtype = self._format
         self._watched = _Watched(self._out)
+        file: Any = (
+            self._watched
+        )  # libsndfile takes whatever writes, seeks and tells; its types ask for a whole BinaryIO
         self._stack.callback(self._watched.check)  # once libsndfile has closed: it writes its last bytes then
         self._sound = self._stack.enter_context(
-            soundfile.SoundFile(self._watched, "w", self.sample_rate, self.channels, format=form, subtype=subtype)
+            soundfile.SoundFile(file, "w", self.sample_rate, self.channels, format=form, subtype=subtype)
         )
 
     def _write_sound(self, sound: soundfile.SoundFile, pcm: np.ndarray) -> None:
