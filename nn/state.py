@@ -146,6 +146,21 @@ class State:
             else:
                 tensor[slots] = mark[path][slots]
 
+    def rewind(self, steps: Tensor) -> None:
+        """Takes the last positions of each slot back, `steps` (LongTensor[slot]) of them: what lies there in the ring
+        caches is overwritten by what comes next. Unlike `rollback` it needs no mark, and slots go back by numbers of
+        their own. At most `slack` positions.
+
+        Raises:
+            BadInput: a state that holds more than positions and caches (a convolution's past cannot be taken back).
+        """
+        for path, tensor in self._guarded():
+            if path.rsplit(".", 1)[-1] != "position":
+                raise BadInput(
+                    f"the state entry {path} cannot be rewound, only positions and caches can; mark and roll back"
+                )
+            tensor -= steps.to(tensor.device)
+
     def save(self) -> dict[str, Tensor]:
         """A flat copy of the whole tree, ready for `safetensors.torch.save_file`."""
         return {path: tensor.detach().clone().contiguous() for path, tensor in self.tensors()}

@@ -43,7 +43,6 @@ __all__ = [
     "laws_at",
     "load_drafter",
     "own_parts",
-    "rewind",
 ]
 
 
@@ -190,18 +189,6 @@ class Proposal:
     laws: Tensor
 
 
-def rewind(state: State, steps: Tensor) -> None:
-    """Takes the last positions back, `steps[slot]` of them: what lies there is overwritten by what comes next.
-
-    Raises:
-        BadInput: a state that has more than positions and caches.
-    """
-    for path, tensor in state._guarded():
-        if path.rsplit(".", 1)[-1] != "position":
-            raise BadInput(f"the state entry {path} cannot be rewound; choose a model of layout prefix or interleave")
-        tensor -= steps.to(tensor.device)
-
-
 class _Reader:
     """A plan as the drafter's model reads it: the same text and history, its own rows of text."""
 
@@ -287,7 +274,7 @@ class LMDrafter:
             return
         steps = torch.zeros(state.batch, dtype=torch.long)
         steps[slot] = drafted - kept
-        rewind(state.child("draft"), steps)
+        state.child("draft").rewind(steps)
         vars(chunk.plan)["draft_backlog"] = (prefix.items(kept)[-1] if kept else chunk.items[-1],)
 
     def _feed(self, items: Mapping[int, Sequence[Item]], chunks: Mapping[int, TokenChunk], state: State) -> Tensor:

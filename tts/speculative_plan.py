@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from ..errors import BadInput
-from .drafters import Drafter, DraftLength, Proposal, laws_at, rewind
+from ..nn.state import State
+from .drafters import Drafter, DraftLength, Proposal, laws_at
 from .generate import Generation
 from .guidance import GuidedLM
 from .speculative import Exact, Rule, verify
@@ -93,7 +94,7 @@ class SpeculativeGeneration(Generation):
         super().__init__(lm, slots)
         self.target = lm.lm if isinstance(lm, GuidedLM) else lm
         _check(self.target, speculation.rule)
-        rewind(self.state, torch.zeros(slots, dtype=torch.long))
+        self.state.rewind(torch.zeros(slots, dtype=torch.long))  # refuses what cannot go back
         speculation.drafter.attach(self.target, self.state)
         self.speculation, self.figures = speculation, Figures()
         self.ahead: set[int] = set()
@@ -185,7 +186,8 @@ class SpeculativeGeneration(Generation):
         back = torch.zeros(self.slots, dtype=torch.long)
         for slot in group:
             back[slot] = drafted - count[slot]
-        rewind(self._own_state(), back)
+        for part in self._own_parts():
+            part.rewind(back)
         given = self.target.width
         for slot, chunk in group.items():
             plan, prefix, kept = chunk.plan, proposal.prefixes[slot], count[slot]
@@ -208,11 +210,10 @@ class SpeculativeGeneration(Generation):
         plan.pending = plan.pending[kept:]  # what was kept has been run already
         plan.used += kept
 
-    def _own_state(self) -> Any:
-        """The target's part of the state: without the drafter's."""
-        if isinstance(self.lm, GuidedLM):
-            return _Both([self.state.child("given"), self.state.child("blind")])
-        return self.state.child("backbone")
+    def _own_parts(self) -> list[State]:
+        """The target's parts of the state: without the drafter's."""
+        names = ("given", "blind") if isinstance(self.lm, GuidedLM) else ("backbone",)
+        return [self.state.child(name) for name in names]
 
     def _note(self, plan: TokenPlan, kept: int, drafted: int, cost: float) -> None:
         length, own = self.speculation.length, vars(plan)
@@ -226,17 +227,6 @@ class SpeculativeGeneration(Generation):
         figures.kept += kept
         figures.tokens += kept + 1
         figures.cost += cost
-
-
-class _Both:
-    """Two parts of a state that move together."""
-
-    def __init__(self, parts: list[Any]) -> None:
-        self.parts = parts
-
-    def _guarded(self) -> Any:
-        for part in self.parts:
-            yield from part._guarded()
 
 
 def _check(lm: TokenLM, rule: Rule) -> None:

@@ -99,6 +99,27 @@ def test_freezing_ends_with_its_block_and_nests(stack: Stack) -> None:
             pass
 
 
+def test_slots_rewind_by_numbers_of_their_own_also_across_the_ring_s_end(stack: Stack) -> None:
+    lm = stack.lm
+    xs = randn(SLOTS, 24, WIDTH, seed=3)  # the ring holds 11
+    straight, state = lm.init_state(SLOTS), lm.init_state(SLOTS)
+    for i in range(12):
+        lm(xs[:, i : i + 1], straight)
+        lm(xs[:, i : i + 1], state)
+    lm(randn(SLOTS, 4, WIDTH, seed=4), state)  # a draft of four, of which 4, 0 and 3 stand
+    state.rewind(torch.tensor([0, 4, 1]))
+    assert state["position"].tolist() == [16, 12, 15]
+    state.rewind(torch.tensor([4, 0, 3]))
+    for i in range(12, 24):
+        x = xs[:, i : i + 1]
+        assert torch.equal(lm(x, state), lm(x, straight))
+
+
+def test_a_past_that_is_no_cache_cannot_be_rewound(stack: Stack) -> None:
+    with pytest.raises(BadInput, match="cannot be rewound"):
+        stack.init_state(SLOTS).rewind(torch.zeros(SLOTS, dtype=torch.long))
+
+
 def test_a_state_survives_a_file(stack: Stack, tmp_path: Path) -> None:
     state = after(stack, 7)
     save_file(state.save(), tmp_path / "state.safetensors")
