@@ -12,7 +12,9 @@ sampling) are part of both laws, each evaluated behind the drafted tokens before
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,14 +22,16 @@ from torch import Tensor
 
 from ..errors import BadInput
 from ..nn.state import State
-from .drafters import Drafter, DraftLength, Proposal, laws_at
+from .drafters import Drafter, DraftLength, HeadDrafter, LMDrafter, Proposal, laws_at
 from .generate import Generation
 from .guidance import GuidedLM
+from .sampling import SamplingConfig, sampling_law
 from .speculative import Exact, Rule, verify
+from .token_heads import MultiTokenHead
 from .token_lm import TokenLM
 from .token_plan import TokenChunk, TokenPlan
 
-__all__ = ["Figures", "Speculation", "SpeculativeGeneration"]
+__all__ = ["Figures", "Speculation", "SpeculativeGeneration", "measured_length"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,54 @@ class Figures:
     @property
     def tokens_per_call(self) -> float:
         return self.tokens / max(self.calls, 1)
+
+
+@torch.inference_mode()
+def measured_length(lm: TokenLM, drafter: Drafter, most: int = 5, repeats: int = 5) -> DraftLength:
+    """A `DraftLength` from what drafting and verifying cost on this machine, now: the least thread CPU time of several
+    interleaved forwards. Lengths chosen from it depend on the machine, and so does which speech a seed gives (never its
+    law); a fixed length gives the same speech everywhere.
+
+    Raises:
+        BadInput: a state that cannot be rewound.
+    """
+    most = most if drafter.most is None else min(most, drafter.most)
+    most = min(most, lm.chunk - 1)
+    calls = [partial(_forward, lm, _state(lm), count + 1) for count in range(most + 1)]
+    if isinstance(drafter, LMDrafter):
+        calls.append(partial(_forward, drafter.lm, _state(drafter.lm), 1))
+    elif isinstance(drafter, HeadDrafter) and isinstance(lm.head, MultiTokenHead):
+        calls.append(partial(_cascade, lm, lm.head))
+    else:
+        calls.append(lambda: None)  # looking up costs nothing that a forward would notice
+    costs = [float("inf")] * len(calls)
+    for _ in range(repeats):
+        for i, call in enumerate(calls):
+            start = time.thread_time()
+            call()
+            costs[i] = min(costs[i], time.thread_time() - start)
+    *verify, draft = (cost / max(costs[0], 1e-9) for cost in costs)
+    return DraftLength(draft, tuple(verify))
+
+
+def _state(lm: TokenLM) -> State:
+    return lm.init_state(1).child("backbone")
+
+
+def _forward(lm: TokenLM, state: State, count: int) -> None:
+    """`count` positions and the laws behind them; the state is where it was."""
+    like = lm.input_scale
+    hidden = lm.backbone(torch.randn(1, count, lm.width, device=like.device, dtype=like.dtype), state)[0]
+    none = torch.zeros(count, 1, dtype=torch.long, device=like.device)
+    sampling_law(lm.head.logits(hidden, none)[0], SamplingConfig())
+    state.rewind(torch.tensor([count]))
+
+
+def _cascade(lm: TokenLM, head: MultiTokenHead) -> None:
+    like = lm.input_scale
+    none = torch.zeros(1, 1, dtype=torch.long, device=like.device)
+    hidden = head.cascade(torch.randn(1, lm.width, device=like.device, dtype=like.dtype)).advance(none)
+    sampling_law(head.logits(hidden, none)[0], SamplingConfig())
 
 
 class SpeculativeGeneration(Generation):

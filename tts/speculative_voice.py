@@ -19,7 +19,7 @@ from .groups import Groups, load_groups, weights_hash
 from .heads import CategoricalHead
 from .speculative import Budgeted, CoarseGrained, Exact, Rule, Tolerance
 from .speculative_depth import ResidualDrafter, SpeculativeHead, depth_rule
-from .speculative_plan import Speculation, SpeculativeGeneration
+from .speculative_plan import Speculation, SpeculativeGeneration, measured_length
 from .token_heads import DepthHead, MultiTokenHead
 from .token_lm import TokenLM
 
@@ -34,7 +34,8 @@ class SpeculationSettings(BaseModel):
     mode: the rule: `exact`, `pcg` (coarse-grained), `budgeted` (PCG within `delta`), `tolerance` (SSD, a baseline).
     draft: `head` (the model's own multi-token head), `lookup`, or a drafter's folder; None: the multi-token head if
         there is one, else the folder `draft` beside the weights.
-    length: tokens to draft at a time (along time).
+    length: tokens to draft at a time (along time); `auto`: chosen for each request from costs measured at load and its
+        own acceptance, so that a seed gives other speech of the same law on another machine.
     delta: total variation that a step may spend (`budgeted`). total: that an utterance may spend.
     bonus: of `tolerance`. groups: a file of `quaver groups build`; None: `groups.safetensors` beside the weights.
     """
@@ -43,7 +44,7 @@ class SpeculationSettings(BaseModel):
 
     mode: Mode = "exact"
     draft: str | None = None
-    length: int = 3
+    length: int | Literal["auto"] = 3
     delta: float = 0.1
     total: float = float("inf")
     bonus: float = 0.3
@@ -66,8 +67,11 @@ def speculate(synthesizer: Any, name: str, settings: SpeculationSettings) -> Non
     if along_time:
         rule = _rule(settings, folder)
         drafter = load_drafter(_draft(settings, folder, lm.head), lm, weights_hash(folder))
-        speculation = Speculation(drafter, rule, settings.length)
-        SpeculativeGeneration(lm, speculation)  # what does not fit is refused now, not in the first answer
+        SpeculativeGeneration(
+            lm, Speculation(drafter, rule)
+        )  # what does not fit is refused now, not in the first answer
+        length = measured_length(lm, drafter) if settings.length == "auto" else settings.length
+        speculation = Speculation(drafter, rule, length)
         synthesizer.loop = partial(SpeculativeGeneration, speculation=speculation)
         return
     if not isinstance(lm.head, DepthHead | CategoricalHead):

@@ -60,7 +60,9 @@ def say(
     draft: Annotated[
         str | None, typer.Option("--draft", help="Who drafts: head, lookup, or a drafter's folder.")
     ] = None,
-    draft_length: Annotated[int, typer.Option("--draft-length", help="Tokens to draft at a time.")] = 3,
+    draft_length: Annotated[
+        str, typer.Option("--draft-length", help="Tokens to draft at a time, or auto: from costs measured at load.")
+    ] = "3",
     delta: Annotated[float, typer.Option("--delta", help="Total variation a step may spend (budgeted).")] = 0.1,
     raw: Annotated[bool, typer.Option("--raw", help="Bare 16-bit samples instead of WAV on stdout.")] = False,
     threads: Annotated[int, typer.Option("--threads", help="CPU threads.")] = 1,

@@ -19,7 +19,7 @@ from quaver.tts.generate import Generation
 from quaver.tts.guidance import GuidedLM
 from quaver.tts.sampling import SamplingConfig
 from quaver.tts.speculative import Budgeted, Channel, CoarseGrained, Exact, Mixing, Rule, Tolerance
-from quaver.tts.speculative_plan import Speculation, SpeculativeGeneration
+from quaver.tts.speculative_plan import Speculation, SpeculativeGeneration, measured_length
 from quaver.tts.token_lm import TokenLM
 from quaver.tts.token_plan import TokenPlan, TokenRequest
 
@@ -283,6 +283,23 @@ def test_the_draft_length_follows_acceptance_and_costs() -> None:
     assert share < 0.1
     with pytest.raises(BadInput):
         DraftLength(-1, (1.0,))
+
+
+@pytest.mark.parametrize(("system", "kind"), [("cosyvoice", "lm"), ("vita", "head"), ("cosyvoice2", "lookup")])
+def test_the_costs_behind_the_draft_length_are_measured(system: str, kind: str) -> None:
+    lm, its = token_lm(system), drafter(kind, token_lm(system))
+    if kind == "lm":
+        its = drafter(kind, lm)
+    SpeculativeGeneration(lm, Speculation(its))  # attaches it
+    length = measured_length(lm, its, most=3, repeats=2)
+    assert length.verify[0] == 1.0
+    assert len(length.verify) == (min(3, its.most) if its.most is not None else 3) + 1
+    assert (length.draft > 0.01) == (kind != "lookup")
+    generation = SpeculativeGeneration(lm, Speculation(its, Exact(), length))
+    generation.join(0, TokenRequest(TEXT, sampling=GREEDY))
+    plain = Generation(lm)
+    plain.join(0, TokenRequest(TEXT, sampling=GREEDY))
+    assert finish(generation, 0) == finish(plain, 0)
 
 
 def test_what_does_not_fit_is_refused() -> None:
