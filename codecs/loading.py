@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, CorruptFile, MissingFile
 from .base import Codec
+from .checkpoints import hub_folder, is_hub_id
 from .native import XCodec, XCodecConfig
 from .quantizers import ResidualVQ
 from .semantic import SemanticConfig, SemanticTokenizer
@@ -29,6 +30,7 @@ __all__ = [
     "SCALE",
     "TRAINING_ONLY",
     "check_card",
+    "codec_folder",
     "load_codec",
     "load_semantic",
     "load_weights",
@@ -184,10 +186,39 @@ def _complete(module: nn.Module, tensors: dict[str, Tensor], trimmed: bool) -> N
                 tensors.setdefault(key, value)
 
 
-def load_codec(name: str = DEFAULT_CODEC) -> Codec:
-    """A codec in eval mode, by bundled name or folder."""
-    folder = model_folder(name)
+def codec_folder(name: str) -> Path:
+    """The folder of a codec: bundled name, folder, or hub id of a published codec (`kyutai/mimi`).
+
+    Raises:
+        MissingFile: it is none of them, or cannot be fetched; the message says which files go where.
+    """
+    if is_hub_id(name) and not (MODELS / name / "config.json").exists():
+        return hub_folder(name)
+    return model_folder(name)
+
+
+def load_codec(name: str = DEFAULT_CODEC, codebooks: int | None = None) -> Codec:
+    """A codec in eval mode, by bundled name, folder, or hub id of a published codec.
+
+    Args:
+        codebooks: encode with the first so many only.
+
+    Raises:
+        MissingFile, ConfigError, CorruptFile: what is wrong with it. BadInput: it has not so many codebooks.
+    """
+    codec = _load_codec(codec_folder(name))
+    if codebooks is not None:
+        codec.keep(codebooks)
+    return codec
+
+
+def _load_codec(folder: Path) -> Codec:
     config = read_config(folder)
+    if "kind" not in config and "model_type" in config:
+        from .published import load_published
+
+        check_card(folder)
+        return load_published(folder, config)
     if config.pop("kind", None) != "codec":
         raise ConfigError(f"{folder} is not a codec")
     config.pop("trimmed", None)

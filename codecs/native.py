@@ -18,7 +18,6 @@ from fractions import Fraction
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
@@ -150,9 +149,7 @@ class XCodec(Codec):
             decoder_fast=self.decoder_fast,
             head=self.head,
         )
-        device = self.norm.weight.device
-        state.add("pending", self.frame_size, device=device)
-        state.add("pending_length", dtype=torch.long, device=device)
+        self._add_pending(state, self.norm.weight.device)
         return state
 
     # -- encoding -----------------------------------------------------------------------------------------------------
@@ -201,31 +198,10 @@ class XCodec(Codec):
             BadInput: not finite, not mono, or streaming slots out of step with each other.
         """
         check_audio(audio)
-        if state is None:
-            if lengths is None:
-                lengths = torch.full((audio.shape[0],), audio.shape[-1], device=audio.device)
-            audio = F.pad(audio, (0, -audio.shape[-1] % self.frame_size))
-            counts = -(-lengths // self.frame_size)
-        else:
-            audio = self._gather(audio, state)
-            counts = torch.full((audio.shape[0],), audio.shape[-1] // self.frame_size, device=audio.device)
+        audio, counts = self._whole_frames(audio, lengths, state)
         latents, _ = self._latents(audio, teacher, state)
-        return self.quantizer.encode(latents, codebooks), counts
-
-    def _gather(self, audio: Tensor, state: State) -> Tensor:
-        """Joins a chunk to what was left over, returns the whole frames of it and keeps the rest."""
-        held = state["pending_length"] if state.active is None else state["pending_length"][state.active]
-        if not held.numel():
-            return audio[..., :0]
-        waiting = int(held[0])
-        if bool((held != waiting).any()):
-            raise BadInput("slots of one batch are out of step; feed whole frames, or equal chunks since their start")
-        audio = torch.cat([state["pending"][:, None, :waiting], audio], -1)
-        whole = audio.shape[-1] // self.frame_size * self.frame_size
-        rest = audio[:, 0, whole:]
-        state.update("pending", F.pad(rest, (0, self.frame_size - rest.shape[-1])))
-        state.update("pending_length", torch.full_like(state["pending_length"], rest.shape[-1]))
-        return audio[..., :whole]
+        levels = codebooks if codebooks is not None else self.frame_spec.codebooks or None
+        return self.quantizer.encode(latents, levels), counts
 
     # -- decoding -----------------------------------------------------------------------------------------------------
     def _synthesise(self, latents: Tensor, state: State | None = None, f0: Tensor | None = None) -> HeadOutput:

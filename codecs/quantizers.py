@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import BadInput
 
-__all__ = ["FSQ", "GaussianVAE", "Quantized", "ResidualVQ"]
+__all__ = ["FSQ", "GaussianVAE", "Quantized", "ResidualVQ", "SplitVQ"]
 
 
 @dataclass
@@ -176,6 +176,78 @@ class ResidualVQ(nn.Module):
 def _check_range(codes: Tensor, vocab: int) -> None:
     if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= vocab):
         raise BadInput(f"codes must lie in 0..{vocab - 1}, got {int(codes.min())}..{int(codes.max())}")
+
+
+class SplitVQ(nn.Module):
+    """Semantic levels beside acoustic ones (Mimi): two residual quantizers see the same latents, their sum goes on.
+
+    So the acoustic levels need not carry what the first level's semantic training costs them.
+
+    Args:
+        dim: width of the latents. codebooks: of both together. semantic: how many of them come first.
+        inner: width of the codes. projected: whether each quantizer has its own way in and out of that width.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        codebooks: int = 8,
+        vocab: int = 1024,
+        semantic: int = 1,
+        inner: int | None = None,
+        projected: bool = True,
+    ) -> None:
+        super().__init__()
+        if not 1 <= semantic < codebooks:
+            raise BadInput(f"of {codebooks} codebooks between 1 and {codebooks - 1} can be semantic, not {semantic}")
+        inner = dim if inner is None else inner
+        if not projected and inner != dim:
+            raise BadInput(f"without projections the codes are as wide as the latents, {dim}, not {inner}")
+        self.dim, self.codebooks, self.vocab, self.projected = dim, codebooks, vocab, projected
+        self.semantic = ResidualVQ(inner, semantic, vocab)
+        self.acoustic = ResidualVQ(inner, codebooks - semantic, vocab)
+        for name in ("semantic", "acoustic"):
+            for way, sizes in (("in", (dim, inner)), ("out", (inner, dim))):
+                layer = nn.Conv1d(*sizes, 1, bias=False) if projected else nn.Identity()
+                self.add_module(f"{name}_{way}", layer)
+
+    def encode(self, x: Tensor, codebooks: int | None = None) -> Tensor:
+        """`[batch, dim, frame] -> codes [batch, codebooks, frame]`, semantic levels first."""
+        levels = self.codebooks if codebooks is None else codebooks
+        if not 1 <= levels <= self.codebooks:
+            raise BadInput(f"between 1 and {self.codebooks} codebooks are possible, not {levels}")
+        first = self.semantic.codebooks
+        codes = [self.semantic.encode(self.semantic_in(x), min(levels, first))]
+        if levels > first:
+            codes.append(self.acoustic.encode(self.acoustic_in(x), levels - first))
+        return torch.cat(codes, 1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """`[batch, k, frame] -> [batch, dim, frame]`, for any k from 1 to K. Raises BadInput as `ResidualVQ`."""
+        if not 1 <= codes.shape[1] <= self.codebooks:
+            raise BadInput(f"between 1 and {self.codebooks} codebooks are possible, not {codes.shape[1]}")
+        first = self.semantic.codebooks
+        latents = self.semantic_out(self.semantic.decode(codes[:, :first]))
+        if codes.shape[1] > first:
+            latents = latents + self.acoustic_out(self.acoustic.decode(codes[:, first:]))
+        return latents
+
+    def forward(self, x: Tensor, levels: Tensor | None = None, bypass: Tensor | None = None) -> Quantized:
+        """As `ResidualVQ`; with fewer levels than the semantic ones plus one, the acoustic side is left out."""
+        x = x.float()
+        first = self.semantic.codebooks
+        low = None if levels is None else levels.clamp(max=first)
+        high = None if levels is None else (levels - first).clamp(min=1)
+        semantic = self.semantic(self.semantic_in(x), low)
+        acoustic = self.acoustic(self.acoustic_in(x), high)
+        part = self.acoustic_out(acoustic.latents)
+        if levels is not None:
+            part = torch.where((levels > first)[:, None, None], part, torch.zeros_like(part))
+        latents = self.semantic_out(semantic.latents) + part
+        if bypass is not None:
+            latents = torch.where(bypass[:, None, None], x, latents)
+        losses = {"commit": semantic.losses["commit"] + acoustic.losses["commit"]}
+        return Quantized(latents, torch.cat([semantic.frames, acoustic.frames], 1), losses)
 
 
 class FSQ(nn.Module):

@@ -62,11 +62,13 @@ class CausalConv1d(StreamingModule):
 class CausalConvTranspose1d(StreamingModule):
     """Transposed convolution that emits `stride` samples per input step; the overlap is kept for the next step."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, bias: bool = True) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int, bias: bool = True, groups: int = 1
+    ) -> None:
         super().__init__()
         if kernel < stride:
             raise BadInput(f"kernel {kernel} is shorter than stride {stride}: outputs would have holes")
-        self.conv = nn.ConvTranspose1d(in_channels, out_channels, kernel, stride, bias=False)
+        self.conv = nn.ConvTranspose1d(in_channels, out_channels, kernel, stride, groups=groups, bias=False)
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         self.stride = stride
         self.overlap = kernel - stride

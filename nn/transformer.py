@@ -177,9 +177,15 @@ class Transformer(StreamingModule):
         super().__init__()
         self.config = config
         self.capacity = config.window + config.slack
-        self.layers = nn.ModuleList(_Block(config) for _ in range(config.layers))
-        self.norm = nn.RMSNorm(config.width, eps=config.eps)
+        self.layers = nn.ModuleList(self._block() for _ in range(config.layers))
+        self.norm = self._last_norm()
         self._init_weights()
+
+    def _block(self) -> StreamingModule:
+        return _Block(self.config)
+
+    def _last_norm(self) -> nn.RMSNorm | None:
+        return nn.RMSNorm(self.config.width, eps=self.config.eps)
 
     def _init_weights(self) -> None:
         for name, parameter in self.named_parameters():
@@ -191,7 +197,7 @@ class Transformer(StreamingModule):
         if not self.config.causal:
             raise BadInput("a non-causal transformer cannot stream; build it with causal=True")
         state = self._state_of(batch, layers=self.layers)
-        state.add("position", dtype=torch.long, device=self.norm.weight.device)
+        state.add("position", dtype=torch.long, device=next(self.parameters()).device)
         return state
 
     def forward(
@@ -235,7 +241,7 @@ class Transformer(StreamingModule):
         for i, layer in enumerate(self.layers):
             child = None if state is None else state.child(f"layers.{i}")
             x = layer(x, tables, mask, write, condition, child)
-        return _norm(x, self.norm)
+        return x if self.norm is None else _norm(x, self.norm)
 
     def _offline_mask(self, time: int, device: torch.device) -> Tensor | None:
         if not self.config.causal:
