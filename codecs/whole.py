@@ -27,11 +27,11 @@ class _WholeCodec(Codec):
 
     latency = 0
 
-    def __init__(self, model: nn.Module, frame_size: int, codebooks: int, vocab: int) -> None:
+    def __init__(self, model: nn.Module, sample_rate: int, frame_size: int, codebooks: int, vocab: int) -> None:
         super().__init__()
         self.model = model
-        self.sample_rate, self.frame_size = int(model.config.sampling_rate), frame_size  # type: ignore[union-attr]
-        rate = Fraction(self.sample_rate, frame_size)
+        self.sample_rate, self.frame_size = sample_rate, frame_size
+        rate = Fraction(sample_rate, frame_size)
         self.frame_spec = FrameSpec("codes", rate, codebooks, vocab)
         self.all_codebooks = codebooks
 
@@ -133,7 +133,8 @@ def load_dac(folder: Path, raw: dict[str, Any]) -> DacCodec:
 
     model = _pretrained(DacModel, folder)
     config = model.config
-    return DacCodec(model, int(config.hop_length), int(config.n_codebooks), int(config.codebook_size)).eval()
+    rate = int(config.sampling_rate)
+    return DacCodec(model, rate, int(config.hop_length), int(config.n_codebooks), int(config.codebook_size)).eval()
 
 
 def load_xcodec(folder: Path, raw: dict[str, Any]) -> XCodecHub:
@@ -142,7 +143,8 @@ def load_xcodec(folder: Path, raw: dict[str, Any]) -> XCodecHub:
 
     model = _pretrained(XcodecModel, folder)
     config = model.config
-    return XCodecHub(model, int(config.hop_length), int(config.num_quantizers), int(config.codebook_size)).eval()
+    rate = int(config.sample_rate)
+    return XCodecHub(model, rate, int(config.hop_length), int(config.num_quantizers), int(config.codebook_size)).eval()
 
 
 def _pretrained(model_class: Any, folder: Path) -> Any:

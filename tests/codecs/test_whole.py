@@ -1,0 +1,144 @@
+"""DAC and X-Codec: the published code with the published weights, in batches, and a refusal to stream with a reason."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import DacConfig, DacModel, HubertConfig, XcodecConfig, XcodecModel
+
+from quaver.codecs.base import Codec
+from quaver.codecs.loading import load_codec
+from quaver.codecs.whole import DacCodec, XCodecHub
+from quaver.errors import BadInput, CorruptFile, MissingFile
+
+from ..laws import randn
+
+DAC: dict[str, Any] = {
+    "encoder_hidden_size": 4,
+    "downsampling_ratios": [2, 5],
+    "decoder_hidden_size": 16,
+    "n_codebooks": 3,
+    "codebook_size": 16,
+    "codebook_dim": 4,
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients():
+    with torch.no_grad():
+        yield
+
+
+@cache
+def dac() -> DacModel:
+    torch.manual_seed(0)
+    return DacModel(DacConfig(**DAC)).eval()
+
+
+@cache
+def xcodec() -> XcodecModel:
+    torch.manual_seed(0)
+    acoustic = DacConfig(
+        encoder_hidden_size=4, downsampling_ratios=[8, 5, 4, 2], decoder_hidden_size=32, hidden_size=16, codebook_dim=4
+    )
+    semantic = HubertConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        conv_dim=[8] * 7,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=2,
+    )
+    acoustic.hidden_size = 16
+    config = XcodecConfig(
+        acoustic_model_config=acoustic, semantic_model_config=semantic, codebook_size=16, codebook_dim=32
+    )
+    model = XcodecModel(config).eval()
+    generator = torch.Generator().manual_seed(1)
+    for name, tensor in model.state_dict().items():
+        if name.endswith(".embed"):
+            tensor.copy_(0.3 * torch.randn(tensor.shape, generator=generator))
+    return model
+
+
+@pytest.fixture(scope="module", params=["dac", "xcodec"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Codec, Any]:
+    """Our codec, and the published model whose checkpoint it was loaded from."""
+    path: Path = tmp_path_factory.mktemp(request.param)
+    model = {"dac": dac, "xcodec": xcodec}[request.param]()
+    model.save_pretrained(path)
+    return load_codec(str(path)), model
+
+
+def test_codes_and_audio_are_those_of_the_published_code(pair: tuple[Codec, Any]) -> None:
+    codec, model = pair
+    audio = 0.5 * randn(2, 1, 12 * codec.frame_size)
+    if isinstance(codec, DacCodec):
+        theirs = model.encode(audio).audio_codes
+        sound = model.decode(audio_codes=theirs).audio_values[:, None]
+    else:
+        theirs = model.encode(audio).audio_codes
+        sound = model.decode(theirs).audio_values
+    codes, counts = codec.encode(audio)
+    assert torch.equal(codes, theirs)
+    assert counts.tolist() == [12, 12]
+    ours = codec.decode(codes)
+    assert ours.shape == audio.shape
+    torch.testing.assert_close(ours[..., : sound.shape[-1]], sound[..., : ours.shape[-1]], atol=1e-4, rtol=0)
+
+
+def test_a_stream_is_refused_with_the_reason(pair: tuple[Codec, Any]) -> None:
+    with pytest.raises(BadInput, match=r"cannot stream: .*look ahead; give it whole recordings"):
+        pair[0].init_state(1)
+
+
+def test_an_item_of_a_batch_has_the_codes_it_has_alone(pair: tuple[Codec, Any]) -> None:
+    codec = pair[0]
+    size = codec.frame_size
+    audio = 0.5 * randn(3, 1, 9 * size)
+    lengths = torch.tensor([9 * size, 5 * size - 3, 9 * size])
+    codes, counts = codec.encode(audio, lengths)
+    assert counts.tolist() == [9, 5, 9]
+    assert torch.equal(codes[1:2, :, :5], codec.encode(audio[1:2, :, : 5 * size - 3])[0])
+
+
+def test_fewer_codebooks_are_the_first_ones(pair: tuple[Codec, Any]) -> None:
+    codec = pair[0]
+    audio = 0.5 * randn(1, 1, 6 * codec.frame_size)
+    codes, _ = codec.encode(audio)
+    assert torch.equal(codec.encode(audio, codebooks=2)[0], codes[:, :2])  # type: ignore[call-arg]
+    assert codec.decode(codes[:, :1]).shape == audio.shape
+
+
+def test_codes_out_of_range_are_refused(pair: tuple[Codec, Any]) -> None:
+    codec = pair[0]
+    codes = torch.zeros(1, codec.frame_spec.codebooks, 4, dtype=torch.long)
+    for wrong in (codes + codec.frame_spec.vocab, codes - 1, codes.repeat(1, 2, 1), codes[0]):
+        with pytest.raises(BadInput):
+            codec.decode(wrong)
+
+
+def test_the_teacher_of_x_codec_stays_in_eval_mode() -> None:
+    """The published trainer put the frozen HuBERT into train mode, and its dropout into the targets."""
+    codec = XCodecHub(xcodec(), 16_000, 320, 8, 16).train()
+    assert codec.training
+    assert not codec.model.semantic_model.training  # type: ignore[union-attr]
+    codec.eval()
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    dac().save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    text = config.read_text()
+    for change in (('"n_codebooks": 3', '"n_codebooks": 4'), ('"codebook_size": 16', '"codebook_size": 32')):
+        config.write_text(text.replace(*change))
+        with pytest.raises(CorruptFile, match="fit"):
+            load_codec(str(tmp_path))
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(MissingFile):
+        load_codec(str(tmp_path))
