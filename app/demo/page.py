@@ -16,8 +16,8 @@ LIVE = (
     '<iframe id="live-frame" src="/static/live.html" title="Live conversation" allow="microphone; autoplay"></iframe>'
 )
 STYLE = """
-.gradio-container { max-width: 1100px !important; margin: 0 auto; }
-.gradio-container main { width: 100%; }
+.gradio-container { width: 100%; max-width: 1100px !important; margin: 0 auto; box-sizing: border-box; }
+.gradio-container main, .gradio-container .wrap, .gradio-container .contain { width: 100%; }
 .picture { margin: 0 0 8px; }
 .picture figcaption { font-size: 13px; opacity: 0.85; margin-bottom: 3px; }
 .picture img { display: block; width: 100%; border-radius: 6px; image-rendering: auto; }
@@ -25,7 +25,7 @@ STYLE = """
 .speak-panel canvas { background: #8881; display: block; width: 100%; border-radius: 6px; }
 .speak-panel .pictures { position: relative; display: grid; gap: 6px; }
 .speak-panel .cursor { position: absolute; top: 0; bottom: 0; width: 2px; background: #e4572e; display: none; }
-.speak-panel .words { position: relative; height: 5.6em; overflow: hidden; font-size: 13px; }
+.speak-panel .words { position: relative; min-height: 4.4em; overflow: hidden; font-size: 13px; }
 .speak-panel .words span { position: absolute; white-space: nowrap; border-left: 1px solid #8892c8; padding-left: 3px;
   line-height: 1.25; }
 .speak-panel .words span small { display: block; opacity: 0.7; font-size: 10px; }

@@ -3,6 +3,7 @@ import { Player, SpeechSocket, floatsOf } from "./client.js";
 import { drawSpectrogram, drawWave } from "./live-pictures.js";
 
 const AUDIBLE = 0.01; // of full scale: what is below it at the start of an answer is silence
+const EDGE_SECONDS = 0.04; // of that silence are kept
 const AHEAD_SECONDS = 6; // the server waits for playback when it is further ahead; the real-time factor ends there
 let context = null;
 let current = null;
@@ -64,31 +65,36 @@ class Speech {
     if (this.done && !this.player) return;
     const now = performance.now();
     const { figures } = this;
-    const starts = Math.max(this.player.next, context.currentTime + (this.player.next ? 0 : this.player.lead));
-    this.player.push(samples);
     if (figures.arrived === undefined) {
       figures.arrived = now - figures.clicked;
-      this.began = starts;
       this.figure("arrived", `${Math.round(figures.arrived)} ms`);
-      requestAnimationFrame(() => this.move());
     }
-    if (figures.heard === undefined) {
-      const first = samples.findIndex((value) => Math.abs(value) > AUDIBLE);
-      if (first >= 0) {
-        const wait = starts - context.currentTime + first / this.rate + (context.outputLatency || context.baseLatency || 0);
-        figures.heard = now - figures.clicked + 1000 * wait;
-        this.figure("heard", `${Math.round(figures.heard)} ms`);
-      }
-    }
+    this.play(samples, now);
     this.chunks.push(samples);
     this.samples += samples.length;
     const seconds = this.samples / this.rate;
-    if (seconds - (context.currentTime - this.began) < AHEAD_SECONDS && seconds > 0.2) {
+    if (seconds - (context.currentTime - (this.began ?? context.currentTime)) < AHEAD_SECONDS && seconds > 0.2) {
       figures.factor = (now - this.asked) / 1000 / seconds;
       this.figure("factor", figures.factor.toFixed(2));
     }
     this.figure("seconds", `${seconds.toFixed(2)} s`);
     this.draw();
+  }
+
+  /** Plays a chunk. The silence at the start of an answer is left out, so that the first word comes sooner. */
+  play(samples, now) {
+    if (this.began !== undefined) return this.player.push(samples);
+    const first = samples.findIndex((value) => Math.abs(value) > AUDIBLE);
+    if (first < 0) return;
+    const from = Math.max(0, first - Math.round(EDGE_SECONDS * this.rate));
+    const starts = context.currentTime + this.player.lead;
+    this.player.push(samples.subarray(from));
+    this.began = starts - (this.samples + from) / this.rate; // when the answer would have begun with its silence
+    const latency = context.outputLatency || context.baseLatency || 0;
+    const wait = starts - context.currentTime + (first - from) / this.rate + latency;
+    this.figures.heard = now - this.figures.clicked + 1000 * wait;
+    this.figure("heard", `${Math.round(this.figures.heard)} ms`);
+    requestAnimationFrame(() => this.move());
   }
 
   draw() {
@@ -114,7 +120,7 @@ class Speech {
   showWords() {
     const box = this.part(".words");
     const seconds = this.samples / this.rate;
-    const free = [0, 0, 0]; // where each line is free again, in pixels
+    const free = []; // where each line is free again, in pixels
     const spans = this.words.map((word) => {
       const span = document.createElement("span");
       span.append(word.text, Object.assign(document.createElement("small"), { textContent: `${word.start.toFixed(2)} s` }));
@@ -123,11 +129,14 @@ class Speech {
     box.replaceChildren(...spans);
     spans.forEach((span, index) => {
       const left = (this.words[index].start / seconds) * box.clientWidth;
-      const line = Math.max(0, free.findIndex((end) => end <= left));
-      span.style.left = `${Math.min(left, box.clientWidth - span.offsetWidth)}px`;
-      span.style.top = `${line * 1.9}em`;
-      free[line] = left + span.offsetWidth + 4;
+      const place = Math.min(left, box.clientWidth - span.offsetWidth);
+      const open = free.findIndex((end) => end <= place);
+      const line = open < 0 ? free.length : open;
+      span.style.left = `${place}px`;
+      span.style.top = `${line * 2.2}em`;
+      free[line] = place + span.offsetWidth + 4;
     });
+    box.style.height = `${Math.max(2, free.length) * 2.2}em`; // a phone needs more lines for the same words
   }
 
   /** Moves the cursor with what is heard, and tells the server, which makes more. */

@@ -184,7 +184,7 @@ def test_models_stand_side_by_side(open_page: OpenPage, demo: Running, pictures:
     page.click("#compare-button")
     for place, name in enumerate(("tiny", "clone")):
         page.wait_for_function(
-            f"() => document.querySelector('#compare-{place}').innerText.includes('s of speech')", timeout=60_000
+            f"() => document.querySelector('#compare-{place}')?.innerText.includes('s of speech')", timeout=60_000
         )
         assert name in page.inner_text(f"#compare-{place}")
     page.wait_for_function("() => document.querySelectorAll('#compare-1 .picture img').length === 2")

@@ -1,0 +1,108 @@
+"""What the demo is made of, without a browser: pictures, the codec lab, draft counts, the command's refusals."""
+
+from __future__ import annotations
+
+import types
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quaver.app.demo.codec_lab import CodecLab
+from quaver.app.demo.pictures import figure, heat_map, spectrogram, waveform
+from quaver.app.demo.speculating import KEPT, CountedLoop, count_drafts
+from quaver.errors import BadInput
+
+from .conftest import Run, assert_one_line
+
+
+@settings(max_examples=20, deadline=None)
+@given(count=st.integers(0, 5000), rate=st.sampled_from([8000, 16000, 24000, 48000]), scale=st.sampled_from([0.0, 1.0]))
+def test_every_sound_has_pictures_of_the_same_size(count: int, rate: int, scale: float) -> None:
+    samples = (scale * np.random.default_rng(count).uniform(-1, 1, count)).astype(np.float32)
+    assert waveform(samples, 40, 100).shape == (40, 100, 3)
+    assert spectrogram(samples, rate, 40, 100).shape == (40, 100, 3)
+
+
+def test_a_spectrogram_shows_a_tone_where_it_is() -> None:
+    time = np.arange(24_000) / 24_000
+    rows = []
+    for hertz in (300, 3000):
+        picture = spectrogram(np.sin(2 * np.pi * hertz * time), 24_000, 200, 50).astype(int).sum(2)
+        rows.append(int(picture[:, 25].argmax()))
+    assert 0 < rows[1] < rows[0] < 200  # the higher tone stands higher
+
+
+def test_a_heat_map_has_a_row_for_each_codebook_and_a_caption_is_text() -> None:
+    codes = np.array([[0, 9], [9, 0], [5, 5]])
+    picture = heat_map(codes, 10, width=4, row=3)
+    assert picture.shape == (9, 4, 3)
+    assert (picture[1, 0] == picture[4, 3]).all()
+    assert (picture[1, 0] != picture[4, 0]).any()
+    assert 'alt="&lt;b&gt;"' in figure(picture, "<b>")
+
+
+def test_the_lab_keeps_as_many_codebooks_as_it_is_told(tiny_codec: Path, tmp_path: Path) -> None:
+    lab = CodecLab((str(tiny_codec),))
+    path = tmp_path / "a.wav"
+    soundfile.write(path, 0.3 * np.random.default_rng(0).uniform(-1, 1, (48_000, 2)), 48_000)
+    whole, one = (lab.run(path, str(tiny_codec), n) for n in (4, 1))
+    assert whole.codes.shape[0] == 4
+    assert (one.codes[0] == whole.codes[0]).all()
+    assert len(one.original) == len(one.decoded) == one.sample_rate
+    assert whole.bitrate == pytest.approx(4 * one.bitrate)
+    assert np.abs(whole.decoded).max() <= 1
+
+
+def test_the_lab_refuses_without_naming_files(tiny_codec: Path, tmp_path: Path) -> None:
+    lab = CodecLab((str(tiny_codec),))
+    long, bad = tmp_path / "long.wav", tmp_path / "bad.wav"
+    soundfile.write(long, np.zeros(31 * 8000), 8000)
+    bad.write_bytes(b"nothing of the kind" * 9)
+    for path, codec, levels, word in (
+        (long, str(tiny_codec), 1, "30 s"),
+        (bad, str(tiny_codec), 1, "not audio"),
+        (long, "/etc", 1, "no codec"),
+        (long, str(tiny_codec), 5, "1 to 4"),
+    ):
+        with pytest.raises(BadInput, match=word) as error:
+            lab.run(path, codec, levels)
+        assert str(tmp_path) not in str(error.value)
+
+
+def test_drafts_are_counted_over_all_answers_and_older_ones_are_not_forgotten() -> None:
+    def generation(model: int, speculation: object) -> Any:
+        return types.SimpleNamespace(figures=types.SimpleNamespace(judged=4, kept=3))
+
+    voice = types.SimpleNamespace(loop=partial(generation, speculation=object()))
+    count_drafts(voice)
+    assert isinstance(voice.loop, CountedLoop)
+    for _ in range(KEPT + 10):
+        voice.loop(0)
+    assert voice.loop.totals() == {"judged": 4 * (KEPT + 10), "kept": 3 * (KEPT + 10)}
+    plain = types.SimpleNamespace(loop=generation)
+    count_drafts(plain)
+    assert plain.loop is generation
+
+
+def test_a_server_with_keys_has_no_demo(tmp_path: Path) -> None:
+    pytest.importorskip("gradio", reason="the demo needs gradio")
+    from fastapi import FastAPI
+
+    from quaver.app.demo.mount import add_demo
+    from quaver.app.server.auth import KeyStore
+    from quaver.app.server.settings import ServerSettings
+
+    KeyStore(tmp_path / "keys.json").add("me", None)
+    with pytest.raises(BadInput, match="no login"):
+        add_demo(FastAPI(), ServerSettings(keys=tmp_path / "keys.json"))
+
+
+def test_the_command_refuses_a_network_address(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert_one_line(run("demo", "--host", "0.0.0.0"), "loopback")
