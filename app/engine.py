@@ -267,6 +267,8 @@ class Engine:
         if isinstance(synthesizer, TokenSynthesizer):
             check_token_request(synthesizer, request)
             return None
+        if request.speculate:
+            raise BadInput("this model does not speculate along time (docs/speculation.md)")
         if isinstance(request.voice, Voice):
             raise BadInput("this model has voices of its own only, it cannot speak as a voice file")
         return synthesizer.settings_of(

@@ -47,6 +47,7 @@ class SpeechRequest:
         split: how text that arrives in pieces is spoken: `word` by word as it comes (audio after about three words),
             `clause` by clause, or `sentence` by sentence (which is what the whole text would give).
         request_id: made up when empty.
+        speculate: with the model's drafter (a token model that `offer_speculation` found one for).
     """
 
     text: str | None
@@ -62,6 +63,7 @@ class SpeechRequest:
     timeout: float | None = None
     request_id: str = ""
     split: Split = "word"
+    speculate: bool = False
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ..tts.voices import Voice, unknown_voice
 from .engine_lanes import SlotState, Tick
 from .engine_session import Audio, Session, SpeechRequest, SpeechSession, Started
 
-__all__ = ["AnySynthesizer", "TokenLane", "can_clone", "check_token_request", "default_voice"]
+__all__ = ["AnySynthesizer", "TokenLane", "can_clone", "can_speculate", "check_token_request", "default_voice"]
 
 AnySynthesizer = Synthesizer | TokenSynthesizer
 
@@ -36,16 +36,23 @@ def can_clone(synthesizer: AnySynthesizer) -> TypeGuard[TokenSynthesizer]:
     return isinstance(synthesizer, TokenSynthesizer) and isinstance(synthesizer.sound, FlowSound)
 
 
+def can_speculate(synthesizer: AnySynthesizer) -> bool:
+    """Whether a request may ask for speculation."""
+    return isinstance(synthesizer, TokenSynthesizer) and synthesizer.faster is not None
+
+
 def check_token_request(synthesizer: TokenSynthesizer, request: SpeechRequest) -> None:
     """What can be said before the text is read; the rest fails the session as its first event.
 
     Raises:
-        BadInput: an unknown voice.
+        BadInput: an unknown voice, or speculation without a drafter.
     """
     if isinstance(request.voice, str) and request.voice not in synthesizer.voices:
         raise unknown_voice(request.voice, synthesizer.voices)
     if isinstance(request.voice, Voice) and not can_clone(synthesizer):
         raise BadInput("this model has no flow, so it cannot speak as a voice file")
+    if request.speculate and not can_speculate(synthesizer):
+        raise BadInput("this model has no drafter to speculate with (docs/speculation.md)")
 
 
 class TokenLane:
@@ -124,6 +131,7 @@ class TokenLane:
                 temperature=request.temperature,
                 pause=request.pause,
                 codebooks=request.codebooks,
+                speculate=request.speculate,
             )
         if session.unread >= self.buffer or (request.ahead is not None and session.ahead >= request.ahead):
             self.held.add(slot)

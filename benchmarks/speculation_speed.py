@@ -14,7 +14,7 @@ Sections, one thread, weights in packed float16, all rows interleaved text by te
 - `depth`: a depth transformer of 16 levels, drafts calibrated to an acceptance of 0.75.
 
 On a crowded machine: every answer ends after `--row` seconds, a section after `--seconds`, totals are saved after each
-text, and the same command again goes on where the last one stopped.
+answer, and the same command again goes on where the last one stopped.
 """
 
 from __future__ import annotations
@@ -137,12 +137,14 @@ class Bench:
         self.draft = LMDrafter(small)
 
     def calibrate(self, exact: float, coarse: float) -> None:
-        """Sets the noise so that the two rules would keep these shares, on states of random tokens."""
-        codes = torch.randint(0, self.lm.config.vocab, (1, 1, 64), generator=torch.Generator().manual_seed(1))
-        x = self.lm.head.embed(codes) * self.lm.input_scale
+        """Sets the noise so that the two rules would keep these shares, behind a text, on states of random tokens."""
+        g = torch.Generator().manual_seed(1)
+        codes = torch.randint(0, self.lm.config.vocab, (1, 1, 64), generator=g)
+        text = self.lm.read(torch.randint(1, 60, (1, 24), generator=g), torch.tensor([24]))
+        x = torch.cat([text, self.lm.head.embed(codes) * self.lm.input_scale], 1)
         none = torch.zeros(64, 1, dtype=torch.long)
-        q = sampling_law(self.lm.head.logits(self.lm.backbone(x)[0], none)[0], SAMPLING)
-        hidden = self.draft.lm.backbone(x)[0]
+        q = sampling_law(self.lm.head.logits(self.lm.backbone(x)[0, 24:], none)[0], SAMPLING)
+        hidden = self.draft.lm.backbone(x)[0, 24:]
 
         def kept(rule: Rule) -> float:
             p = sampling_law(self.noise.logits(hidden, none)[0], SAMPLING)
@@ -176,8 +178,7 @@ def walls(bench: Bench, tally: Tally, frames: int, row: float, seconds: float, t
     coarse = {size: CoarseGrained(channel) for size, channel in bench.groups.items()}
     rules: list[tuple[str, str, Rule, int]] = [
         (kind, name, rule, length)
-        for kind in CALIBRATIONS
-        for length in (3, 5)
+        for kind, length in (("laws", 3), ("laws", 5), ("bundled", 3))
         for name, rule in (("exact", Exact()), ("pcg 8", coarse[8.0]))
     ]
     rules += [
@@ -193,10 +194,13 @@ def walls(bench: Bench, tally: Tally, frames: int, row: float, seconds: float, t
     end = time.perf_counter() + seconds
     plain = Generation(bench.lm)
     speak(plain, 4, 99, row)
-    while tally.done < texts and time.perf_counter() < end:
-        seed = tally.done
-        tally.add("autoregressive", **speak(plain, frames, seed, row))
-        for kind, name, rule, length in rules:
+    answers = len(rules) + 1
+    while tally.done < texts * answers and time.perf_counter() < end:
+        seed, which = divmod(tally.done, answers)
+        if not which:
+            tally.add("autoregressive", **speak(plain, frames, seed, row))
+        else:
+            kind, name, rule, length = rules[which - 1]
             bench.noise.inside, bench.noise.across = noises[kind]
             loop = SpeculativeGeneration(bench.lm, Speculation(bench.draft, rule, length))
             found, figures = speak(loop, frames, seed, row), loop.figures
@@ -277,10 +281,11 @@ class Calibrated(ResidualDrafter):
         return torch.stack([mean, torch.randn(mean.shape)])
 
 
-def depth(tally: Tally, frames: int, seconds: float, wanted: float = 0.75, levels: int = 16, vocab: int = 256) -> None:
+def depth(tally: Tally, frames: int, seconds: float, wanted: float = 0.75, gain: float = 1.0) -> None:
     torch.manual_seed(0)
-    width, sampling = 256, SamplingConfig(temperature=1.0, top_k=50)
+    width, levels, vocab, sampling = 256, 16, 256, SamplingConfig(temperature=1.0, top_k=50)
     head = DepthHead(width, levels, vocab, TransformerConfig(width=384, layers=4, heads=6, hidden=1024)).eval()
+    head.gain.fill_(gain)  # of random weights, a level would depend on the codes below more than a drafter can know
     groups: Groups = build_groups([0.3 * t for t in code_embeddings(head)], 8.0, control=2)
     pack_linears(head)
     base = Calibrated(head, width).eval()
@@ -293,7 +298,7 @@ def depth(tally: Tally, frames: int, seconds: float, wanted: float = 0.75, level
             trial.sample(h, u, sampling)
         return -trial.figures.acceptance
 
-    base.noise = bisect(accepted, -wanted, 0.0, 6.0, 6)
+    base.noise = bisect(accepted, -wanted, 0.0, 3.0, 6)
     heads: dict[str, Any] = {"one by one": head}
     for name, rule, redraft in (("exact", "exact", False), ("exact, redrafted", "exact", True), ("pcg", "pcg", False)):
         heads[name] = SpeculativeHead(head, base, depth_rule(rule, groups), redraft)
@@ -354,7 +359,7 @@ def main() -> None:
                 found = walls_table(tally.rows)
             else:
                 assert bench is not None
-                rows(bench, tally, 9)
+                rows(bench, tally, 5)
                 one = tally.rows["1"]["cpu"]
                 found = [{"step": n, "ms": 1000 * r["cpu"], "over one": r["cpu"] / one} for n, r in tally.rows.items()]
                 sys.stdout.write(f"target of {bench.parameters / 1e6:.0f} M parameters\n\n")

@@ -13,6 +13,7 @@ sampling) are part of both laws, each evaluated behind the drafted tokens before
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -92,7 +93,7 @@ def measured_length(lm: TokenLM, drafter: Drafter, most: int = 5, repeats: int =
     """
     most = most if drafter.most is None else min(most, drafter.most)
     most = min(most, lm.chunk - 1)
-    calls = [partial(_forward, lm, _state(lm), count + 1) for count in range(most + 1)]
+    calls: list[Callable[[], None]] = [partial(_forward, lm, _state(lm), count + 1) for count in range(most + 1)]
     if isinstance(drafter, LMDrafter):
         calls.append(partial(_forward, drafter.lm, _state(drafter.lm), 1))
     elif isinstance(drafter, HeadDrafter) and isinstance(lm.head, MultiTokenHead):
@@ -133,7 +134,7 @@ class SpeculativeGeneration(Generation):
     """The loop of `tts/generate.py` with a draft before each forward.
 
     Attributes:
-        figures: acceptance so far.
+        figures: acceptance so far (of several generations, where they were given the same).
         ahead: slots that need not hurry (a paced stream ahead of its deadline): they take plain steps and leave the
             machine to the others. The caller keeps it up to date.
 
@@ -142,13 +143,15 @@ class SpeculativeGeneration(Generation):
             does not fit the model.
     """
 
-    def __init__(self, lm: TokenLM | GuidedLM, speculation: Speculation, slots: int = 1) -> None:
+    def __init__(
+        self, lm: TokenLM | GuidedLM, speculation: Speculation, slots: int = 1, figures: Figures | None = None
+    ) -> None:
         super().__init__(lm, slots)
         self.target = lm.lm if isinstance(lm, GuidedLM) else lm
         _check(self.target, speculation.rule)
         self.state.rewind(torch.zeros(slots, dtype=torch.long))  # refuses what cannot go back
         speculation.drafter.attach(self.target, self.state)
-        self.speculation, self.figures = speculation, Figures()
+        self.speculation, self.figures = speculation, figures or Figures()
         self.ahead: set[int] = set()
 
     # -- one cycle ----------------------------------------------------------------------------------------------------

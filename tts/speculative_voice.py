@@ -19,11 +19,12 @@ from .groups import Groups, load_groups, weights_hash
 from .heads import CategoricalHead
 from .speculative import Budgeted, CoarseGrained, Exact, Rule, Tolerance
 from .speculative_depth import ResidualDrafter, SpeculativeHead, depth_rule
-from .speculative_plan import Speculation, SpeculativeGeneration, measured_length
+from .speculative_plan import Figures, Speculation, SpeculativeGeneration, measured_length
 from .token_heads import DepthHead, MultiTokenHead
 from .token_lm import TokenLM
+from .token_synthesizer import TokenSynthesizer
 
-__all__ = ["MODES", "SpeculationSettings", "load_depth_drafter", "speculate"]
+__all__ = ["MODES", "SpeculationSettings", "load_depth_drafter", "offer_speculation", "speculate"]
 
 Mode = Literal["exact", "pcg", "budgeted", "tolerance"]
 MODES: tuple[str, ...] = get_args(Mode)
@@ -85,6 +86,28 @@ def speculate(synthesizer: Any, name: str, settings: SpeculationSettings) -> Non
     rule = depth_rule(settings.mode, groups, settings.delta)
     drafter = load_depth_drafter(_draft(settings, folder, lm.head), lm.head, weights_hash(folder))
     lm.head = SpeculativeHead(lm.head, drafter, rule)  # type: ignore[assignment]
+
+
+def offer_speculation(synthesizer: TokenSynthesizer, name: str) -> Figures | None:
+    """Lets answers of a loaded token model ask for speculation (`stream(speculate=True)`), if it has a multi-token head
+    or a drafter beside its weights. By the exact rule: an answer's law does not change.
+
+    Returns:
+        What such answers have done so far, all together; None for a model without a drafter.
+
+    Raises:
+        ConfigError, CorruptFile: a drafter that is damaged or of other weights.
+    """
+    lm, folder = synthesizer.lm, model_folder(name)
+    if lm.config.codebooks != 1 or lm.config.layout == "cross":
+        return None
+    if not isinstance(lm.head, MultiTokenHead) and not (folder / "draft" / "config.json").exists():
+        return None
+    drafter = load_drafter(_draft(SpeculationSettings(), folder, lm.head), lm, weights_hash(folder))
+    speculation, figures = Speculation(drafter), Figures()
+    SpeculativeGeneration(lm, speculation)
+    synthesizer.faster = partial(SpeculativeGeneration, speculation=speculation, figures=figures)
+    return figures
 
 
 def load_depth_drafter(name: str, head: DepthHead | CategoricalHead, sha256: str) -> ResidualDrafter:

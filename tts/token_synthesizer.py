@@ -67,6 +67,9 @@ class TokenVoiceSettings(BaseModel):
     sampling: SamplingConfig = SamplingConfig(temperature=0.8, top_k=25, top_p=0.8, ras_window=10, ras_threshold=0.3)
 
 
+Loop = Callable[[TokenLM | GuidedLM], Generation]
+
+
 class TokenSynthesizer:
     """A token language model, what makes its tokens sound, and the front end."""
 
@@ -91,7 +94,8 @@ class TokenSynthesizer:
         self._guided: GuidedLM | None = None
         self._clip: tuple[Voice, object, WarmClip] | None = None  # of the voice file that spoke last
         self._hushed: Tensor | None = None
-        self.loop: Callable[[TokenLM | GuidedLM], Generation] = Generation  # or one that speculates
+        self.loop: Loop = Generation  # or one that speculates
+        self.faster: Loop | None = None  # one that speculates, for answers that ask for it (`offer_speculation`)
 
     @property
     def voices(self) -> tuple[str, ...]:
@@ -137,6 +141,7 @@ class TokenSynthesizer:
         duration: float | None = None,
         tokens: int | None = None,
         instruct: str | Mapping[str, str] | None = None,
+        speculate: bool = False,
     ) -> Iterator[AudioChunk]:
         """Speaks a text, or pieces of text as they arrive.
 
@@ -154,6 +159,7 @@ class TokenSynthesizer:
                 up with silence.
             instruct: how to say it, of a model with conditioners: a label that it knows, or words, or values by the
                 conditioners' names. With it, `guidance` weighs the instruction instead of the text.
+            speculate: with the drafter that `offer_speculation` found: the same law, other random numbers.
 
         Raises:
             BadInput: nothing to speak, an unknown voice, or a setting out of range. Checked before the first chunk.
@@ -171,6 +177,9 @@ class TokenSynthesizer:
         if (prompt is not None or isinstance(voice, Voice)) and not isinstance(self.sound, FlowSound):
             raise BadInput("this model has no flow, so it cannot imitate a prompt or a voice file")
         frames = self._frames(duration, tokens, whole=isinstance(text, str) and speed == 1)
+        loop = self.faster if speculate else self.loop
+        if loop is None:
+            raise BadInput("this model has no drafter to speculate with; train one with recipes/draft-lm.yaml")
         script, pieces, length = self._script(text, split), iter(()), None
         if isinstance(text, str):
             script.read_all()
@@ -180,10 +189,10 @@ class TokenSynthesizer:
         else:
             pieces = iter(text)
         conditions = self._conditions(instruct)
-        carry, clip = self._context(voice, conditions)
+        carry, clip = self._context(voice, conditions, loop is Generation)
         wanted = self._requests(voice, seed, temperature, guidance, clip, conditions)
         speech = TokenSpeech(
-            self.loop(self._model(wanted(0).guidance != 1)),
+            loop(self._model(wanted(0).guidance != 1)),
             self._decoder(voice, seed, prompt),
             script,
             pieces,
@@ -287,7 +296,7 @@ class TokenSynthesizer:
         name = voice if isinstance(voice, str) else self.settings.voice or self.voices[0]
         return self.lm.config.voices.index(self._names[name]) if self.lm.config.voices else 0
 
-    def _context(self, voice: str | Voice, conditions: Mapping[str, str]) -> tuple[Carry, WarmClip | None]:
+    def _context(self, voice: str | Voice, conditions: Mapping[str, str], plain: bool) -> tuple[Carry, WarmClip | None]:
         """What every sentence begins with: phones and tokens of the voice's clip, if it has a transcript and they leave
         half of the model's positions free; else nothing, and the flow alone imitates."""
         config, free = self.lm.config, not self.lm.pattern.extra
@@ -306,7 +315,7 @@ class TokenSynthesizer:
         if held is None or held[0] is not voice or held[1] != key:
             held = self._clip = (voice, key, WarmClip(len(ids), voice.tokens.shape[1]))
         # A loop that speculates runs a drafter over the same positions, so none may be left out.
-        clip = held[2] if self.loop is Generation else None
+        clip = held[2] if plain else None
         return Carry(tuple(ids), voice.tokens, frames, room), clip
 
     def _model(self, guided: bool) -> TokenLM | GuidedLM:

@@ -127,9 +127,11 @@ class SpeechResponse(Response):
             pause=body.pause,
             temperature=body.temperature,
             ahead=body.ahead,
+            speculate=body.speculate,
         )
         speech = self.service.speak(wish, self.context, "http", keep_words=body.word_timestamps)
-        speech.ignored = [n for n, v in (("instructions", body.instructions), ("speculate", body.speculate)) if v]
+        lacking = body.speculate and not speech.session.request.speculate
+        speech.ignored = [n for n, v in (("instructions", body.instructions), ("speculate", lacking)) if v]
         return speech
 
     async def _answer(self, speech: Speech, send: Send) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 
+from ...tts.speculative_plan import Figures
 from ..engine import Audio, EngineStats, Observer, Outcome, Session
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -48,6 +49,7 @@ class Metrics(Observer):
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._drafted: dict[str, Figures] = {}
         r = self.registry
         self.ttfa = Histogram(
             "quaver_ttfa_seconds", "Request to first audio sent", ["surface"], buckets=_SECONDS, registry=r
@@ -82,6 +84,12 @@ class Metrics(Observer):
         )
         for threshold in CONTINUITY_MS:
             self.continuity.labels(str(threshold))
+
+    def speculating(self, model: str, figures: Figures) -> None:
+        """A model that speculates: what its drafter is worth, read at every scrape."""
+        if not self._drafted:
+            self.registry.register(_SpeculationCollector(self._drafted))
+        self._drafted[model] = figures
 
     def watch(self, stats: Callable[[], EngineStats]) -> None:
         """Adds the engine's gauges, read at every scrape."""
@@ -130,6 +138,25 @@ class Metrics(Observer):
 
     def restarted(self, reason: str) -> None:
         self.restarts.labels(reason).inc()
+
+
+class _SpeculationCollector:
+    def __init__(self, figures: Mapping[str, Figures]) -> None:
+        self._figures = figures
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        kept = GaugeMetricFamily(
+            "quaver_speculation_accepted_share", "Share of the judged drafted tokens that were kept", labels=["model"]
+        )
+        made = GaugeMetricFamily("quaver_speculation_tokens_per_call", "Tokens a call of the target", labels=["model"])
+        for model, figures in self._figures.items():
+            kept.add_metric([model], figures.acceptance)
+            made.add_metric([model], figures.tokens_per_call)
+        yield kept
+        yield made
 
 
 class _EngineCollector:

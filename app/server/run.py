@@ -136,11 +136,16 @@ def load_app(settings: ServerSettings, prepare: Callable[[str, AnySynthesizer], 
     """The application; its models are loaded when it starts. `prepare` gets each one that speaks texts."""
 
     def engine(metrics: Metrics) -> Engine:
+        from ...tts.speculative_voice import offer_speculation
         from ...tts.synthesizer import load_synthesizer
+        from ...tts.token_synthesizer import TokenSynthesizer
 
         use_threads(settings.threads)
         speaking = {_name(m): load_synthesizer(m) for m in settings.models if m not in talking}
         for model in settings.models:
+            its = speaking.get(_name(model))
+            if isinstance(its, TokenSynthesizer) and (figures := offer_speculation(its, model)) is not None:
+                metrics.speculating(_name(model), figures)
             if prepare is not None and model not in talking:
                 prepare(model, speaking[_name(model)])
         return make_engine(speaking, settings, metrics, duplex)

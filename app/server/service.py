@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from ...tts.flow_sound import FlowSound
 from ...tts.script import Split
 from ..engine import Audio, Engine, Event, Outcome, SpeechRequest, SpeechSession
-from ..engine_tokens import can_clone, default_voice
+from ..engine_tokens import can_clone, can_speculate, default_voice
 from . import logs
 from .access import Access
 from .duplex import DuplexBackend, no_duplex_model
@@ -37,6 +37,7 @@ class Wish:
     temperature: float | None = None
     ahead: float | None = None
     split: Split = "word"
+    speculate: bool = False
 
 
 @dataclass
@@ -240,6 +241,7 @@ class SpeechService:
             temperature=wish.temperature,
             ahead=wish.ahead,
             split=wish.split,
+            speculate=wish.speculate and can_speculate(self.engine.synthesizer(model)),
             deadline=self.limits.queue_seconds,
             timeout=self.limits.speech_seconds,
             request_id=identity or context.request_id,

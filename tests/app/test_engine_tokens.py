@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
 from quaver.app.engine import Audio, Engine, Outcome, SpeechRequest
-from quaver.app.engine_tokens import can_clone, default_voice
+from quaver.app.engine_tokens import can_clone, can_speculate, default_voice
+from quaver.app.server.metrics import Metrics
 from quaver.errors import BadInput, Overloaded
+from quaver.tts.speculative_voice import offer_speculation
 from quaver.tts.token_synthesizer import TokenSynthesizer, TokenVoiceSettings
 
 from ..tts.test_token_synthesizer import cosyvoice
@@ -60,6 +65,33 @@ def test_a_slot_is_held_and_cancelled_like_any_other() -> None:
         session.cancel()
         wait_until(lambda: engine.stats().slots["tiny"]["free"] == 1)
         assert isinstance(read(session)[-1], Outcome)
+
+
+def test_speculation_is_for_requests_that_ask_and_models_that_can(tmp_path: Path) -> None:
+    lm = token_lm("vita")
+    config = {"kind": "token_lm", "codec": "tokens", **lm.config.model_dump(mode="json")}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({k: v.contiguous() for k, v in lm.state_dict().items()}, tmp_path / "model.safetensors")
+    voice = TokenSynthesizer(lm, SOUND, TokenVoiceSettings())
+    assert not can_speculate(voice)
+    figures = offer_speculation(voice, str(tmp_path))
+    assert figures is not None
+    assert can_speculate(voice)
+    plain = voice.say(TEXT, seed=1)
+    with serve(voice) as engine:
+        fast, slow = (engine.submit(SpeechRequest(TEXT, seed=1, speculate=s)) for s in (True, False))
+        assert np.array_equal(sound(read(slow)), plain)
+        assert np.array_equal(sound(read(fast)), voice.say(TEXT, seed=1, speculate=True))
+        assert figures.calls > 0
+        assert 0 < figures.acceptance < 1
+    dull = cosyvoice()
+    with serve(dull) as engine, pytest.raises(BadInput, match="drafter"):
+        engine.submit(SpeechRequest(TEXT, speculate=True))
+    with pytest.raises(BadInput, match="drafter"):
+        dull.stream(TEXT, speculate=True)
+    metrics = Metrics()
+    metrics.speculating("vita", figures)
+    assert 'quaver_speculation_accepted_share{model="vita"}' in metrics.page().decode()
 
 
 def test_what_a_model_cannot_do_fails_that_session_alone() -> None:

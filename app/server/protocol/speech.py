@@ -22,7 +22,8 @@ class SpeechBody(Message):
     Attributes:
         speed: 0.5 to 2 in quaver's models; OpenAI's 0.25 to 4 outside of that is refused with the model's own range.
         instructions: accepted for OpenAI's clients; the present models do not follow them (named in the
-            `X-Ignored` header of the answer). speculate: likewise, until a model has a draft.
+            `X-Ignored` header of the answer). speculate: by the exact rule, of a model with a drafter
+            (docs/speculation.md); named in `X-Ignored` by a model without one.
         stream_format: `audio` is the bytes of the format; `sse` wraps them as OpenAI's events.
         word_timestamps: with `sse`, events `speech.word_timestamps` among the audio.
         ahead: seconds that speech is made ahead of real time; without it, as fast as it can be made and sent.
