@@ -13,6 +13,7 @@ the teacher's features come in as an argument and the codec cannot stream.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
@@ -27,7 +28,7 @@ from ..nn.state import State
 from .base import Codec, FrameSpec, check_audio
 from .decoders import HEADS, HeadOutput
 from .features import LogMel
-from .quantizers import FSQ, GaussianVAE, Quantized, ResidualVQ
+from .quantizers import FSQ, GaussianVAE, Quantized, ResidualFSQ, ResidualVQ, SplitVQ
 
 __all__ = ["XCodec", "XCodecConfig", "XCodecOutput"]
 
@@ -36,7 +37,8 @@ class XCodecConfig(BaseModel):
     """Sizes and parts.
 
     Attributes:
-        bottleneck: `rvq` (codebooks x vocab), `fsq` (levels), or `vae` (continuous, `dim` wide).
+        bottleneck: `rvq` (codebooks x vocab), `split_rvq` (the same, the first level apart as in Mimi), `fsq` (levels),
+            `rfsq` (codebooks x levels), or `vae` (continuous, `dim` wide).
         head: `harmonic` or `istft`.
         semantic: `student`, `teacher_input`, or `none`.
         teacher_dim: width of the teacher's 25 Hz features.
@@ -53,7 +55,7 @@ class XCodecConfig(BaseModel):
     hidden: int = 768
     encoder_blocks: tuple[int, int] = (3, 2)
     decoder_blocks: tuple[int, int] = (2, 6)
-    bottleneck: Literal["rvq", "fsq", "vae"] = "rvq"
+    bottleneck: Literal["rvq", "split_rvq", "fsq", "rfsq", "vae"] = "rvq"
     dim: int = 64
     codebooks: int = 8
     vocab: int = 1024
@@ -115,13 +117,15 @@ class XCodec(Codec):
         self.frame_spec = self._spec(config)
 
     @staticmethod
-    def _bottleneck(config: XCodecConfig) -> ResidualVQ | FSQ | GaussianVAE:
+    def _bottleneck(config: XCodecConfig) -> ResidualVQ | SplitVQ | FSQ | ResidualFSQ | GaussianVAE:
         if config.bottleneck == "rvq":
             return ResidualVQ(config.dim, config.codebooks, config.vocab)
-        if config.bottleneck == "fsq":
+        if config.bottleneck == "split_rvq":
+            return SplitVQ(config.dim, config.codebooks, config.vocab)
+        if config.bottleneck in ("fsq", "rfsq"):
             if config.dim != len(config.levels):
                 raise BadInput(f"an FSQ bottleneck needs dim = len(levels) = {len(config.levels)}, not {config.dim}")
-            return FSQ(config.levels)
+            return FSQ(config.levels) if config.bottleneck == "fsq" else ResidualFSQ(config.levels, config.codebooks)
         return GaussianVAE(config.dim)
 
     @staticmethod
@@ -130,7 +134,9 @@ class XCodec(Codec):
         if config.bottleneck == "vae":
             return FrameSpec("latents", rate, dim=config.dim)
         if config.bottleneck == "fsq":
-            return FrameSpec("codes", rate, 1, FSQ(config.levels).vocab)
+            return FrameSpec("codes", rate, 1, math.prod(config.levels))
+        if config.bottleneck == "rfsq":
+            return FrameSpec("codes", rate, config.codebooks, math.prod(config.levels))
         return FrameSpec("codes", rate, config.codebooks, config.vocab)
 
     # -- streaming state ----------------------------------------------------------------------------------------------

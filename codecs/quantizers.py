@@ -1,6 +1,7 @@
-"""Bottlenecks: residual vector quantization, finite scalar quantization, and a Gaussian VAE.
+"""Bottlenecks: residual vector quantization (joint or split), finite scalar quantization (plain or residual), and a
+Gaussian VAE.
 
-All three map latents `[batch, dim, frame]` to a `Quantized` and are told apart by recipes, not by code around them.
+All of them map latents `[batch, dim, frame]` to a `Quantized` and are told apart by recipes, not by code around them.
 They work in float32 whatever the autocast says: nearest-neighbour search in half precision picks other codes.
 """
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import BadInput
 
-__all__ = ["FSQ", "GaussianVAE", "Quantized", "ResidualVQ", "SplitVQ"]
+__all__ = ["FSQ", "GaussianVAE", "Quantized", "ResidualFSQ", "ResidualVQ", "SplitVQ"]
 
 
 @dataclass
@@ -216,6 +217,8 @@ class SplitVQ(nn.Module):
         levels = self.codebooks if codebooks is None else codebooks
         if not 1 <= levels <= self.codebooks:
             raise BadInput(f"between 1 and {self.codebooks} codebooks are possible, not {levels}")
+        if x.shape[-1] == 0:  # a stream whose frame is not complete; a convolution would not take it
+            return torch.zeros(x.shape[0], levels, 0, dtype=torch.long, device=x.device)
         first = self.semantic.codebooks
         codes = [self.semantic.encode(self.semantic_in(x), min(levels, first))]
         if levels > first:
@@ -226,6 +229,8 @@ class SplitVQ(nn.Module):
         """`[batch, k, frame] -> [batch, dim, frame]`, for any k from 1 to K. Raises BadInput as `ResidualVQ`."""
         if not 1 <= codes.shape[1] <= self.codebooks:
             raise BadInput(f"between 1 and {self.codebooks} codebooks are possible, not {codes.shape[1]}")
+        if codes.shape[-1] == 0:
+            return torch.zeros(codes.shape[0], self.dim, 0, device=codes.device)
         first = self.semantic.codebooks
         latents = self.semantic_out(self.semantic.decode(codes[:, :first]))
         if codes.shape[1] > first:
@@ -300,6 +305,75 @@ class FSQ(nn.Module):
         if bypass is not None:
             latents = torch.where(bypass[:, None, None], torch.tanh(x.float()), latents)
         return Quantized(latents, (grid.detach().round().long() * self.basis).sum(-1)[:, None])
+
+
+class ResidualFSQ(nn.Module):
+    """Finite scalar quantization in several levels: each level divides the cells of the one before once more.
+
+    Level k rounds what is left over on the same grid, scaled by `(levels - 1) ** -k` per dimension (the scales of
+    vector-quantize-pytorch's `ResidualFSQ`), so any number of leading codebooks decodes. Nothing is learned.
+
+    Args:
+        levels: grid points per dimension. codebooks: number of levels K, each of `prod(levels)` codes.
+    """
+
+    basis: Tensor
+    counts: Tensor
+
+    def __init__(self, levels: Sequence[int], codebooks: int = 8) -> None:
+        super().__init__()
+        if not levels or min(levels) < 3:
+            raise BadInput(f"every dimension of a residual FSQ needs at least 3 levels, got {list(levels)}")
+        self.levels = tuple(levels)
+        self.dim, self.vocab, self.codebooks = len(levels), math.prod(levels), codebooks
+        self.register_buffer("counts", torch.tensor(self.levels), persistent=False)
+        self.register_buffer("basis", torch.cumprod(torch.tensor([1, *levels[:-1]]), 0), persistent=False)
+
+    def _search(self, x: Tensor, codebooks: int) -> tuple[Tensor, Tensor]:
+        """`x[batch, frame, dim]` in [-1, 1] -> sums after each level `[levels, batch, frame, dim]` and codes."""
+        steps = self.counts - 1
+        residual, scale, total, sums, codes = x, torch.ones_like(x[:1, :1]), torch.zeros_like(x), [], []
+        for _ in range(codebooks):
+            grid = ((residual / scale + 1) / 2 * steps).round().clamp(min=0).minimum(steps)
+            part = (grid * 2 / steps - 1) * scale
+            total, residual, scale = total + part, residual - part, scale / steps
+            sums.append(total)
+            codes.append((grid.long() * self.basis).sum(-1))
+        return torch.stack(sums), torch.stack(codes, 1)
+
+    def _levels(self, codebooks: int | None) -> int:
+        levels = self.codebooks if codebooks is None else codebooks
+        if not 1 <= levels <= self.codebooks:
+            raise BadInput(f"between 1 and {self.codebooks} codebooks are possible, not {levels}")
+        return levels
+
+    def encode(self, x: Tensor, codebooks: int | None = None) -> Tensor:
+        """`[batch, dim, frame] -> codes [batch, codebooks, frame]`."""
+        return self._search(torch.tanh(x.detach().float()).transpose(1, 2), self._levels(codebooks))[1]
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """`[batch, k, frame] -> [batch, dim, frame]`, for any k from 1 to K.
+
+        Raises:
+            BadInput: more levels than this quantizer has, or a code outside the vocabulary.
+        """
+        levels = self._levels(codes.shape[1])
+        _check_range(codes, self.vocab)
+        steps = self.counts - 1
+        grid = codes[..., None] // self.basis % self.counts
+        scale = steps.float() ** -torch.arange(levels, device=codes.device)[:, None, None]
+        return ((grid * 2 / steps - 1) * scale).sum(1).transpose(1, 2)
+
+    def forward(self, x: Tensor, levels: Tensor | None = None, bypass: Tensor | None = None) -> Quantized:
+        """As `ResidualVQ`, without losses."""
+        rows = torch.tanh(x.float()).transpose(1, 2)
+        with torch.no_grad():
+            sums, codes = self._search(rows.detach(), self.codebooks)
+        quantized = sums[-1] if levels is None else sums[levels - 1, torch.arange(len(rows), device=rows.device)]
+        out = rows + (quantized - rows).detach()
+        if bypass is not None:
+            out = torch.where(bypass[:, None, None], rows, out)
+        return Quantized(out.transpose(1, 2), codes)
 
 
 class GaussianVAE(nn.Module):

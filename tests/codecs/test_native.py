@@ -34,7 +34,7 @@ SIZES: dict[str, Any] = {
     "semantic_dim": 6,
     "teacher_dim": 5,
 }
-BOTTLENECKS = ("rvq", "fsq", "vae")
+BOTTLENECKS = ("rvq", "split_rvq", "fsq", "rfsq", "vae")
 HEADS = ("harmonic", "istft")
 FRAME = 64
 

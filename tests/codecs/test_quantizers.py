@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quaver.codecs.quantizers import FSQ, GaussianVAE, ResidualVQ
+from quaver.codecs.quantizers import FSQ, GaussianVAE, ResidualFSQ, ResidualVQ, SplitVQ
 from quaver.errors import BadInput
 
 from ..laws import few, randn
@@ -180,3 +180,53 @@ def test_vae_is_the_mean_in_use_and_a_sample_of_the_posterior_in_training() -> N
     expected = 0.5 * (mean.square() + math.exp(-2) - 1 + 2).mean()
     assert torch.allclose(vae(x).losses["kl"], expected)
     assert torch.isfinite(vae(torch.full((1, 6, 4), 1e4)).losses["kl"])
+
+
+def test_a_residual_fsq_of_more_levels_is_nearer() -> None:
+    """Each level divides the cells once more: the error is at most half a cell of the last grid."""
+    quantizer = ResidualFSQ((4, 5, 3), codebooks=4)
+    x = randn(2, 3, 50)
+    codes, steps = quantizer.encode(x), quantizer.counts - 1
+    for k in range(1, 5):
+        error = (quantizer.decode(codes[:, :k]) - torch.tanh(x)).abs().amax((0, 2))
+        assert (error <= steps.float() ** -k + 1e-6).all(), k
+        assert torch.equal(quantizer.encode(x, k), codes[:, :k])
+
+
+def test_a_residual_fsq_finds_its_own_points_again_and_passes_gradients() -> None:
+    quantizer = ResidualFSQ((3, 5), codebooks=3)
+    x = randn(2, 2, 20).requires_grad_()
+    out = quantizer(x, levels=torch.tensor([1, 3]))
+    torch.testing.assert_close(out.latents[1:], quantizer.decode(out.frames)[1:])
+    torch.testing.assert_close(out.latents[:1], quantizer.decode(out.frames[:, :1])[:1])
+    out.latents.sum().backward()
+    torch.testing.assert_close(x.grad, 1 - torch.tanh(x.detach()).square())
+
+
+def test_a_split_quantizer_adds_both_sides_and_codes_the_semantic_level_first() -> None:
+    torch.manual_seed(0)
+    quantizer = SplitVQ(6, codebooks=4, vocab=8, inner=3).eval()
+    x = randn(2, 6, 10)
+    codes = quantizer.encode(x)
+    assert torch.equal(codes[:, :1], quantizer.semantic.encode(quantizer.semantic_in(x)))
+    assert torch.equal(codes[:, 1:], quantizer.acoustic.encode(quantizer.acoustic_in(x)))
+    with torch.no_grad():
+        for k in (1, 2, 4):
+            out = quantizer(x, levels=torch.full((2,), k))
+            torch.testing.assert_close(out.latents, quantizer.decode(codes[:, :k]))
+    for wrong in (0, 5):
+        with pytest.raises(BadInput):
+            quantizer.encode(x, wrong)
+
+
+def test_a_split_quantizer_learns_both_sides() -> None:
+    torch.manual_seed(0)
+    quantizer = SplitVQ(6, codebooks=3, vocab=8, inner=3).train()
+    x = randn(4, 6, 30).requires_grad_()
+    out = quantizer(x, levels=torch.tensor([1, 1, 2, 3]))
+    (out.latents.square().sum() + out.losses["commit"]).backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0
+    assert quantizer.semantic_in.weight.grad is not None
+    assert bool(quantizer.semantic.ready)
+    assert bool(quantizer.acoustic.ready)
