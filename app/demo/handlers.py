@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import html
 import logging
@@ -11,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
 import numpy as np
 from fastapi import FastAPI
 
@@ -25,6 +25,10 @@ from ..server.service import SpeechService, Wish, problem_of_outcome, word_times
 from ..server.voices import check_words, make_voice
 from .codec_lab import CodecLab, Coding
 from .pictures import figure, heat_map, spectrogram, waveform
+
+# Without Gradio `add_demo` says what to install. It has to be a global: Gradio reads the annotation `gr.Request`.
+with contextlib.suppress(ImportError):
+    import gradio as gr
 
 __all__ = ["COLUMNS", "Handlers"]
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
-import gradio as gr
-
 from .handlers import COLUMNS, Handlers
+
+with contextlib.suppress(ImportError):  # `add_demo` says what to install
+    import gradio as gr
 
 __all__ = ["HEAD", "STYLE", "build_page", "theme"]
 
 TEXT = "The quick brown fox jumps over the lazy dog, and nobody minds."
+KEPT = (300, 900)
+"""Seconds: how often Gradio's uploads are looked at, and the age at which they are deleted."""
 HEAD = '<script type="module" src="/static/demo.js"></script><link rel="icon" href="data:,">'
 LIVE = (
     '<iframe id="live-frame" src="/static/live.html" title="Live conversation" allow="microphone; autoplay"></iframe>'
@@ -71,7 +75,7 @@ def theme() -> gr.Theme:
 
 def build_page(do: Handlers) -> gr.Blocks:
     """All tabs. Menus of models and voices are filled when the page loads, since models load after it is built."""
-    with gr.Blocks(title="quaver", analytics_enabled=False) as page:
+    with gr.Blocks(title="quaver", analytics_enabled=False, delete_cache=KEPT) as page:
         gr.Markdown("# quaver\nSpeech from text, voices from recordings, audio into tokens: on this machine.")
         with gr.Tabs():
             with gr.Tab("Speak", id="speak"):
@@ -150,7 +154,7 @@ def _recorder(label: str) -> gr.Audio:
 
 def _about_cloning(able: list[str], models: list[str]) -> str:
     if able:
-        return f"Imitates a speaker: {', '.join(able)}. The recording itself is not kept."
+        return f"Imitates a speaker: {', '.join(able)}. The recording itself is deleted within minutes."
     return (
         f"**No loaded model can imitate a speaker** ({', '.join(models) or 'none is loaded'}). Start the demo with a "
         "token model that has a flow: `quaver demo --model FOLDER` (docs/voices.md)."
