@@ -97,6 +97,9 @@ class Coder:
         import torch
 
         with torch.inference_mode():
+            if self.codec.no_stream:  # it must see the whole recording, which then lies in memory
+                yield self._whole(list(blocks), channels)
+                return
             state = self.codec.init_state(channels)
             total = 0
             for block in blocks:
@@ -107,17 +110,28 @@ class Coder:
             if fill:
                 codes, _ = self.codec.encode(torch.zeros(channels, 1, fill), state=state)
                 yield codes[:, : self.levels].numpy()
+            if self.codec.first_frames > 1:
+                yield self.codec.finish(state)[:, : self.levels].numpy()
+
+    def _whole(self, blocks: list[np.ndarray], channels: int) -> np.ndarray:
+        import numpy as np
+        import torch
+
+        audio = np.concatenate([np.zeros((channels, 0), np.float32), *blocks], 1)
+        codes, _ = self.codec.encode(torch.from_numpy(audio)[:, None])
+        return codes[:, : self.levels].numpy()
 
 
 def load_marked(name: str, threads: int) -> tuple[Codec, tuple[str, str]]:
     """The codec, and what a file says of it: its name and the SHA-256 of its weights."""
-    from ..codecs.loading import load_codec, model_folder, weights_sha256
+    from ..codecs.checkpoints import is_hub_id
+    from ..codecs.loading import codec_folder, load_codec, weights_sha256
     from .runtime import use_threads
 
     use_threads(threads)
     codec = load_codec(name)
-    folder = model_folder(name)
-    return codec, (folder.resolve().name, weights_sha256(folder))
+    folder = codec_folder(name)
+    return codec, (name if is_hub_id(name) else folder.resolve().name, weights_sha256(folder))
 
 
 def levels_of(codebooks: int | None, codec: Codec) -> int:

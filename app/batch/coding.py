@@ -52,9 +52,9 @@ class CodingWork:
 
 @lru_cache(maxsize=4)
 def _hash(name: str) -> str:
-    from ...codecs.loading import model_folder, weights_sha256
+    from ...codecs.loading import codec_folder, weights_sha256
 
-    return weights_sha256(model_folder(name))
+    return weights_sha256(codec_folder(name))
 
 
 @dataclass

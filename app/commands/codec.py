@@ -36,7 +36,9 @@ def encode(
         str | None,
         typer.Argument(help='The .qvr file, "-" for stdout; by default beside the source. Of a folder: a folder.'),
     ] = None,
-    codec: Annotated[str, typer.Option("--codec", help="Bundled codec, or a folder.")] = DEFAULT_CODEC,
+    codec: Annotated[
+        str, typer.Option("--codec", help="Bundled codec, folder, or hub id (kyutai/mimi).")
+    ] = DEFAULT_CODEC,
     codebooks: Annotated[int | None, typer.Option("--codebooks", help="Keep only the first so many codebooks.")] = None,
     chunk_frames: Annotated[int, typer.Option("--chunk-frames", help="Frames under one checksum.")] = 50,
     threads: Annotated[int, typer.Option("--threads", help="CPU threads.")] = 1,
@@ -143,11 +145,16 @@ def info(source: Annotated[str, typer.Argument(help='A .qvr file; "-" for stdin.
 
 @app.command("list")
 def list_codecs() -> None:
-    """List the codecs that --codec knows by name."""
+    """List the codecs that --codec knows by name: what each is, and whether it streams (if not, why)."""
+    from ...codecs.published import PUBLISHED
     from ..models import bundled
 
     for model in bundled("codec"):
-        typer.echo(f"{model.name}\t{model.summary}")
+        typer.echo(f"{model.name}\tstreams\t{model.summary}")
+    for family in PUBLISHED.values():
+        streams = f"whole recordings only: {family.no_stream}" if family.no_stream else "streams"
+        for name in family.ids:
+            typer.echo(f"{name}\t{streams}\t{family.summary}")
 
 
 def _named(header: QvrHeader, name: str) -> str:
@@ -185,7 +192,7 @@ def _decoded(model: Codec, reader: QvrReader, levels: int, name: str) -> Iterato
     import torch
 
     with torch.inference_mode():
-        state = model.init_state(reader.header.channels)
+        state = None if model.no_stream else model.init_state(reader.header.channels)
         held = torch.zeros(reader.header.channels, 0)
         skip, given = model.latency, 0
         for audio in _decoded_raw(model, reader, levels, state):
@@ -207,6 +214,11 @@ def _decoded(model: Codec, reader: QvrReader, levels: int, name: str) -> Iterato
 def _decoded_raw(model: Codec, reader: QvrReader, levels: int, state: Any) -> Iterator[Any]:
     import torch
 
+    if state is None:  # the codec must see all codes at once
+        blocks = [torch.from_numpy(codes[:, :levels]) for codes in reader]
+        if blocks:
+            yield model.decode(torch.cat(blocks, 2))
+        return
     for codes in reader:
         yield model.decode(torch.from_numpy(codes[:, :levels]), state=state)
     yield model.flush(state)

@@ -29,8 +29,8 @@ TINY: dict[str, Any] = {
     "num_filters": 2,
     "upsampling_ratios": [4, 3],
     "codebook_size": 16,
-    "sampling_rate": 1200,
-    "target_bandwidths": [0.4, 1.6],
+    "sampling_rate": 12_000,
+    "target_bandwidths": [4.0, 16.0],
 }
 FRAME, LEVELS = 12, 4
 
@@ -72,7 +72,7 @@ def codec(tmp_path_factory: pytest.TempPathFactory) -> EncodecCodec:
 def test_codes_and_audio_are_those_of_the_published_code(codec: EncodecCodec, frames: int) -> None:
     """One and three frames are shorter than the reflection they start with."""
     audio = 0.5 * randn(2, 1, frames * FRAME)
-    theirs = reference().encode(audio, bandwidth=1.6).audio_codes[0]
+    theirs = reference().encode(audio, bandwidth=16.0).audio_codes[0]
     ours, _ = codec.encode(audio)
     assert torch.equal(ours, theirs)
     assert ours.unique(dim=-1).shape[-1] > frames / 2, "frames that never change would prove nothing"
@@ -85,12 +85,12 @@ def test_weights_of_the_package_give_what_the_package_gives(tmp_path: Path) -> N
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"dimension": 8, "n_filters": 2, "ratios": [4, 3], "norm": "weight_norm", "causal": True}
     quantizer = ResidualVectorQuantizer(dimension=8, n_q=LEVELS, bins=16)
-    model = Package(SEANetEncoder(**sizes), SEANetDecoder(**sizes), quantizer, [0.4, 1.6], 1200, 1).eval()
+    model = Package(SEANetEncoder(**sizes), SEANetDecoder(**sizes), quantizer, [4.0, 16.0], 12_000, 1).eval()
     for name, tensor in model.state_dict().items():
         if name.endswith("inited"):
             tensor.fill_(1)
     randomise(model)
-    model.set_target_bandwidth(1.6)
+    model.set_target_bandwidth(16.0)
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(TINY | {"model_type": "encodec"}))
     codec, audio = load_codec(str(tmp_path)), 0.5 * randn(2, 1, 15 * FRAME)

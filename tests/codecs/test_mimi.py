@@ -33,7 +33,7 @@ TINY: dict[str, Any] = {
     "intermediate_size": 24,
     "upsample_groups": 16,
     "sliding_window": 6,
-    "sampling_rate": 2400,
+    "sampling_rate": 24_000,
 }
 FRAME = 24
 
