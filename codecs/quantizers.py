@@ -207,10 +207,8 @@ class SplitVQ(nn.Module):
         self.dim, self.codebooks, self.vocab, self.projected = dim, codebooks, vocab, projected
         self.semantic = ResidualVQ(inner, semantic, vocab)
         self.acoustic = ResidualVQ(inner, codebooks - semantic, vocab)
-        for name in ("semantic", "acoustic"):
-            for way, sizes in (("in", (dim, inner)), ("out", (inner, dim))):
-                layer = nn.Conv1d(*sizes, 1, bias=False) if projected else nn.Identity()
-                self.add_module(f"{name}_{way}", layer)
+        self.semantic_in, self.semantic_out = _projection(dim, inner, projected), _projection(inner, dim, projected)
+        self.acoustic_in, self.acoustic_out = _projection(dim, inner, projected), _projection(inner, dim, projected)
 
     def encode(self, x: Tensor, codebooks: int | None = None) -> Tensor:
         """`[batch, dim, frame] -> codes [batch, codebooks, frame]`, semantic levels first."""
@@ -253,6 +251,10 @@ class SplitVQ(nn.Module):
             latents = torch.where(bypass[:, None, None], x, latents)
         losses = {"commit": semantic.losses["commit"] + acoustic.losses["commit"]}
         return Quantized(latents, torch.cat([semantic.frames, acoustic.frames], 1), losses)
+
+
+def _projection(width: int, to: int, projected: bool) -> nn.Module:
+    return nn.Conv1d(width, to, 1, bias=False) if projected else nn.Identity()
 
 
 class FSQ(nn.Module):

@@ -129,7 +129,7 @@ class _ResidualLSTM(StreamingModule):
         state = State(batch)
         for name in ("hidden", "cell"):
             shape = (self.lstm.num_layers, self.lstm.hidden_size)
-            state.add(name, *shape, device=self.lstm.weight_hh_l0.device)
+            state.add(name, *shape, device=next(self.lstm.parameters()).device)
         return state
 
     def forward(self, x: Tensor, state: State | None = None) -> Tensor:

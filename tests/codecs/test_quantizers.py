@@ -227,6 +227,6 @@ def test_a_split_quantizer_learns_both_sides() -> None:
     (out.latents.square().sum() + out.losses["commit"]).backward()
     assert x.grad is not None
     assert x.grad.abs().sum() > 0
-    assert quantizer.semantic_in.weight.grad is not None
+    assert all(p.grad is not None for p in quantizer.parameters())
     assert bool(quantizer.semantic.ready)
     assert bool(quantizer.acoustic.ready)

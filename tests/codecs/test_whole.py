@@ -43,7 +43,7 @@ def dac() -> DacModel:
 def xcodec() -> XcodecModel:
     torch.manual_seed(0)
     acoustic = DacConfig(
-        encoder_hidden_size=4, downsampling_ratios=[8, 5, 4, 2], decoder_hidden_size=32, hidden_size=16, codebook_dim=4
+        encoder_hidden_size=4, downsampling_ratios=[8, 5, 4, 2], decoder_hidden_size=32, codebook_dim=4
     )
     semantic = HubertConfig(
         hidden_size=16,
