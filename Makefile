@@ -13,7 +13,7 @@ DEV := $(VENV)/.dev
 # Small models on few cores: a second OpenMP thread costs more than it gives.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup core say test test-long lint bench train clean
+.PHONY: help setup core say test test-browser test-long lint bench train clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,7 +31,7 @@ $(CORE): pyproject.toml constraints.txt | $(PY)
 
 # Dev: core plus what the tests, the training, the judges and the server need.
 $(DEV): $(CORE)
-	$(PIP) -e ".[test,train,eval,serve]"
+	$(PIP) -e ".[test,train,eval,serve,batch]"
 	@touch $@
 
 core: $(CORE)
@@ -45,7 +45,13 @@ say: $(CORE) ## TEXT="Hello world." speaks into hello-world.wav
 	@"$(VENV)/bin/quaver" say -- "$$QUAVER_TEXT"
 
 test: $(DEV) ## run the tests (about ten minutes on two slow cores)
-	"$(PY)" -m pytest -m "not long"
+	"$(PY)" -m pytest -m "not long and not browser"
+
+# By themselves: Playwright leaves an event loop running in its thread, which other tests of asyncio cannot bear.
+test-browser: $(DEV) ## run the tests of the web pages in Chromium (installed with apt where it is missing)
+	$(PIP) -q -e ".[test,serve,demo,eval,browser]"
+	@command -v chromium >/dev/null || { command -v apt-get >/dev/null && apt-get install -y chromium; } || echo "no Chromium: these tests will skip" >&2
+	"$(PY)" -m pytest -m browser tests/app/browser
 
 test-long: $(DEV) ## run the tests that train
 	"$(PY)" -m pytest -m long --timeout 5400

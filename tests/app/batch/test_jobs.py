@@ -196,7 +196,7 @@ def _alive(group: int) -> bool:
 
 
 def test_ctrl_c_stops_all_processes_cleanly(tmp_path: Path, voice: Path) -> None:
-    source = table(tmp_path / "in.jsonl", 400)
+    source = table(tmp_path / "in.jsonl", 4000)  # enough to be stopped in, on a fast machine too
     code = "from quaver.app.cli import main; main()"
     options = ["batch", str(source), "-o", str(tmp_path / "out"), "--model", str(voice), "-w", "2", "--slots", "3"]
     process = subprocess.Popen([sys.executable, "-c", code, *options], stderr=subprocess.PIPE, start_new_session=True)
