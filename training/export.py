@@ -2,7 +2,7 @@
 needs. `codecs/loading.py` reads it back.
 
 A folder holds `config.json`, `model.safetensors`, `card.json` (the hash of the weights and where they come from; other
-keys of an existing card, such as scores, are kept) and, if the run has one, `settings.json`.
+keys of an existing card, such as scores, are kept) and what the run has of `settings.json` and `vocabulary.json`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ LEAST = 4096
 """Elements from which on a matrix is worth int8."""
 ROW = 64
 """A last axis of at least this length is a row of its own; shorter ones (kernels) belong to the first axis."""
+BESIDE = ("settings.json", "vocabulary.json")
+"""Files of a run that a model folder takes over as they are."""
 POLICIES = ("int8", "float16", "float32")
 Policy = Literal["int8", "float16", "float32"]
 
@@ -65,8 +67,9 @@ def export(run: Path, folder: Path, *, weights: Policy = "int8", inference_only:
         card |= _facts(run, part, module, tensors, weights)
     _write_json(folder / "config.json", config)
     _write_json(folder / "card.json", card)
-    if (run / "settings.json").exists():
-        shutil.copyfile(run / "settings.json", folder / "settings.json")
+    for name in BESIDE:
+        if (run / name).exists():
+            shutil.copyfile(run / name, folder / name)
     return card
 
 
@@ -89,7 +92,11 @@ def _load(run: Path, kind: str) -> nn.Module:
         return load_flow(str(run))[0]
     if kind == "mel":
         return load_mel(str(run))
-    kinds = "codec, semantic, lm, token_lm, flow and mel"
+    if kind == "duplex":
+        from ..dialogue.loading import load_duplex
+
+        return load_duplex(str(run), packed=False).model
+    kinds = "codec, semantic, lm, token_lm, flow, mel and duplex"
     raise ConfigError(f"{run / 'config.json'} names the kind {kind!r}; {kinds} can be exported")
 
 

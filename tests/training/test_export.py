@@ -13,8 +13,11 @@ from safetensors.torch import load_file, save_file
 from quaver.codecs.loading import load_codec, load_semantic
 from quaver.codecs.native import XCodec, XCodecConfig
 from quaver.codecs.semantic import SemanticConfig, SemanticTokenizer
+from quaver.dialogue.loading import load_duplex
 from quaver.errors import BadInput, ConfigError, CorruptFile, MissingFile
 from quaver.training.export import export, quantize_rows
+
+from ..dialogue.tiny import VOCABULARY, talking_model, tiny_codec
 
 SIZES: dict[str, Any] = {
     "width": 64,
@@ -202,3 +205,21 @@ def test_what_cannot_be_exported_is_said(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="opera"):
         export(tmp_path / "x", tmp_path / "m")
     assert not (tmp_path / "m").exists()
+
+
+def test_a_duplex_model_takes_its_vocabulary_along(tmp_path: Path) -> None:
+    run, folder = tmp_path / "run", tmp_path / "folder"
+    run.mkdir()
+    model, codec = talking_model(), tiny_codec()
+    for path, kind, module in ((run, "duplex", model), (tmp_path / "codec", "codec", codec)):
+        path.mkdir(exist_ok=True)
+        config = {"kind": kind, "codec": "codec", **module.config.model_dump()}
+        if kind == "codec":
+            del config["codec"]
+        (path / "config.json").write_text(json.dumps(config))
+        save_file(module.state_dict(), path / "model.safetensors")
+    VOCABULARY.save(run / "vocabulary.json")
+    export(run, folder)
+    parts = load_duplex(str(folder))
+    assert parts.vocabulary.size == VOCABULARY.size
+    assert parts.model.config == model.config
