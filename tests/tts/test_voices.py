@@ -148,7 +148,7 @@ def test_a_transcript_lets_the_language_model_hear_the_voice() -> None:
     lm = token_lm("cosyvoice2")
     synthesizer = TokenSynthesizer(lm, SOUND, TokenVoiceSettings())
     short = replace(VOICE, tokens=VOICE.tokens[:, :12], mel=VOICE.mel[:, :48], text="hi")
-    carry, clip = synthesizer._context(short, {})
+    carry, clip = synthesizer._context(short, {}, True)
     assert carry.prompt is not None
     assert clip is not None
     assert len(carry.ids) > 0
@@ -157,7 +157,7 @@ def test_a_transcript_lets_the_language_model_hear_the_voice() -> None:
     )
     prefix = TokenSynthesizer(token_lm("cosyvoice"), SOUND, TokenVoiceSettings())
     long = replace(VOICE, text="hello there " * 20)  # does not leave half of the tiny model's positions free
-    carry, clip = prefix._context(long, {})
+    carry, clip = prefix._context(long, {}, True)
     assert (carry.ids, carry.prompt, clip) == ((), None, None)
 
 
