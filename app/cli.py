@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
+from contextlib import suppress
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
@@ -101,6 +103,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             raise
         else:
             code = _explain(error)
+    interrupted.over = True
     sys.exit(code)
 
 
@@ -137,10 +140,27 @@ class _Interruption:
     the background of a shell) goes on ignoring it."""
 
     def __init__(self) -> None:
-        self.seen = False
+        self.seen = self.over = False
         signal.signal(signal.SIGTERM, self._come)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, self._come)
+        self._hook = sys.unraisablehook
+        sys.unraisablehook = self._unraisable
+
+    def _unraisable(self, lost: Any) -> None:
+        """A signal may come within a destructor or a callback, where Python can only report the exception and go on:
+        it comes once more, a moment later."""
+        if lost.exc_type is not KeyboardInterrupt:
+            self._hook(lost)
+            return
+        again = threading.Timer(0.05, self._repeat)
+        again.daemon = True
+        with suppress(RuntimeError):  # at the very end no thread can start, and nothing is left to stop
+            again.start()
+
+    def _repeat(self) -> None:
+        if not self.over:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _come(self, number: int, frame: FrameType | None) -> None:
         self.seen = True

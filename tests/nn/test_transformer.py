@@ -128,6 +128,7 @@ def test_an_explicit_mask_and_positions_replace_the_defaults() -> None:
 def test_adaln_starts_as_the_identity() -> None:
     model = Transformer(TransformerConfig.model_validate({**SIZES, "condition": 3}))
     x = randn(1, 4, 8)
+    assert model.norm is not None
     assert torch.allclose(model(x, condition=randn(1, 1, 3)), model.norm(x))
 
 

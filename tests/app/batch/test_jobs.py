@@ -199,7 +199,11 @@ def test_ctrl_c_stops_all_processes_cleanly(tmp_path: Path, voice: Path) -> None
     source = table(tmp_path / "in.jsonl", 4000)  # enough to be stopped in, on a fast machine too
     code = "from quaver.app.cli import main; main()"
     options = ["batch", str(source), "-o", str(tmp_path / "out"), "--model", str(voice), "-w", "2", "--slots", "3"]
-    process = subprocess.Popen([sys.executable, "-c", code, *options], stderr=subprocess.PIPE, start_new_session=True)
+    # A test run that was put into the background ignores SIGINT, and a child inherits that: hand it the default back.
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *options], stderr=subprocess.PIPE, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     journal = tmp_path / "out" / ".batch" / "journal.jsonl"
     while not (journal.exists() and journal.stat().st_size) and process.poll() is None:
         time.sleep(0.01)
