@@ -18,7 +18,7 @@ from ..dialogue.session import Control, DuplexSettings
 from ..errors import BadInput, Draining
 from ..tts.timeline import TimedSpan
 from .engine import Engine
-from .engine_lanes import SlotState, Tick
+from .engine_lanes import SlotState, Tick, slot_states
 from .engine_session import Audio, Outcome, Session, Started
 from .server.duplex import DuplexAudio, DuplexEnd, DuplexEvent, DuplexRequest, DuplexText
 
@@ -137,14 +137,7 @@ class DuplexLane:
         return Tick(len(frames), finished, {}, sent)
 
     def states(self) -> list[SlotState]:
-        def state(slot: int) -> SlotState:
-            if self.sessions[slot] is None:
-                return "free"
-            if slot in self.held:
-                return "held"
-            return "speaking" if slot in self.moved else "waiting"
-
-        return [state(slot) for slot in range(self.slots)]
+        return slot_states(self.sessions, self.held, lambda slot: slot in self.moved)
 
     def warm_up(self) -> None:
         self.batch.join(0)

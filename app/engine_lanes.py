@@ -8,7 +8,7 @@ Lanes belong to the engine's thread. Nothing here locks but the sessions themsel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -16,7 +16,7 @@ from ..tts.speaking import AudioChunk, Script
 from ..tts.synthesizer import Synthesizer
 from .engine_session import Audio, Session, SpeechSession, Started
 
-__all__ = ["Lane", "SlotState", "SpeechLane", "Tick"]
+__all__ = ["Lane", "SlotState", "SpeechLane", "Tick", "slot_states"]
 
 SlotState = Literal["free", "speaking", "held", "waiting"]
 """`held`: far enough ahead of playback, or its reader does not read; `waiting`: for more input."""
@@ -62,6 +62,21 @@ class Lane(Protocol):
     def warm_up(self) -> None:
         """Runs everything once, so that the first request does not pay for it."""
         ...
+
+
+def slot_states(
+    sessions: Sequence[object | None], held: Container[int], speaking: Callable[[int], bool]
+) -> list[SlotState]:
+    """Of every slot of a lane: free, held back for its listener, speaking, or waiting for text or a frame."""
+
+    def state(slot: int) -> SlotState:
+        if sessions[slot] is None:
+            return "free"
+        if slot in held:
+            return "held"
+        return "speaking" if speaking(slot) else "waiting"
+
+    return [state(slot) for slot in range(len(sessions))]
 
 
 class SpeechLane:
@@ -122,14 +137,7 @@ class SpeechLane:
         return Tick(len(occupied) - len(still), finished, failed, sent)
 
     def states(self) -> list[SlotState]:
-        def state(slot: int) -> SlotState:
-            if self.sessions[slot] is None:
-                return "free"
-            if slot in self.held:
-                return "held"
-            return "waiting" if self.batch.waits(slot) else "speaking"
-
-        return [state(slot) for slot in range(self.slots)]
+        return slot_states(self.sessions, self.held, lambda slot: not self.batch.waits(slot))
 
     def warm_up(self) -> None:
         for _ in self.synthesizer.stream("Hello there, this is a warm-up."):

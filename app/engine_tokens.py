@@ -16,7 +16,7 @@ from ..tts.speaking import AudioChunk
 from ..tts.synthesizer import Synthesizer
 from ..tts.token_synthesizer import TokenSynthesizer
 from ..tts.voices import Voice, unknown_voice
-from .engine_lanes import SlotState, Tick
+from .engine_lanes import SlotState, Tick, slot_states
 from .engine_session import Audio, Session, SpeechRequest, SpeechSession, Started
 
 __all__ = ["AnySynthesizer", "TokenLane", "can_clone", "can_speculate", "check_token_request", "default_voice"]
@@ -101,14 +101,7 @@ class TokenLane:
         return Tick(moved, finished, failed, sent)
 
     def states(self) -> list[SlotState]:
-        def state(slot: int) -> SlotState:
-            if self.sessions[slot] is None:
-                return "free"
-            if slot in self.held:
-                return "held"
-            return "speaking" if slot in self.answers else "waiting"
-
-        return [state(slot) for slot in range(self.slots)]
+        return slot_states(self.sessions, self.held, lambda slot: slot in self.answers)
 
     def warm_up(self) -> None:
         for _ in self.synthesizer.stream("Hello."):
