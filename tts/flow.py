@@ -236,14 +236,19 @@ class FlowModel(nn.Module):
         dropped: Tensor,
         chunk: int,
         first: int = 0,
+        still: Tensor | None = None,
     ) -> Tensor:
-        """Mean squared error of the velocity, over known positions that no prompt gives away.
+        """Weighted squared error of the clean mel, over known positions that no prompt gives away.
+
+        The weight is the velocity's, 1 / (1 - t)^2, but at most 4. Unbounded, late times rule the gradient, where the
+        noisy mel says nearly everything: after 900 steps the tokens were hardly read, and speech from true tokens was
+        babble (91 % word errors); 300 steps on pure noise brought it to 21 %. Hence also `still`.
 
         Args:
             mel: `[batch, mels, frame]`. tokens: `[batch, K, token]`, `known[batch, token]`.
             prompt: BoolTensor `[batch, token]`, positions whose mel is shown. dropped: BoolTensor[batch], items that
                 are trained without tokens, prompt and speaker, for guidance. chunk: 0 = full attention. first: tokens
-                of the first chunk (0 = `chunk`).
+                of the first chunk (0 = `chunk`). still: BoolTensor[batch], items that begin at time 0, pure noise.
         """
         x1 = self.fold(mel)
         batch, positions, _ = x1.shape
@@ -253,12 +258,14 @@ class FlowModel(nn.Module):
         speaker = torch.where(dropped[:, None], self.nobody, speaker)
         shown = (prompt & ~dropped[:, None])[..., None].to(x1.dtype)
         time = 1 - (torch.rand(batch, device=mel.device) * math.pi / 2).cos()
+        if still is not None:
+            time = time * ~still
         t = time[:, None, None]
         x = (1 - t) * torch.randn_like(x1) + t * x1
         mask = chunk_mask(positions, chunk, self.config.backbone.window, mel.device, first)
         mask = mask & (known[:, None, None] | torch.eye(positions, dtype=torch.bool, device=mel.device))
         clean = self.clean(x, time, condition, torch.cat([x1 * shown, shown], -1), speaker, mask)
-        weight = 1 / (1 - t).clamp(min=0.1).square()  # the velocity's error is the mel's over 1 - t
+        weight = 1 / (1 - t).clamp(min=0.5).square()  # the velocity's error is the mel's over 1 - t
         counted = (known & (shown[..., 0] == 0))[..., None].to(x1.dtype)
         squares = (clean - x1).square() * weight * counted
         return squares.sum() / (counted.sum() * x1.shape[2]).clamp(min=1)

@@ -24,6 +24,7 @@ HOP, N_FFT = 240, 960
 class Options(BaseModel):
     """Attributes:
     codes: name of the token track. drop: share of items trained without any condition, for guidance.
+    still: share of items trained at time 0, where only the condition tells anything.
     prompted, longest_prompt: share of items that see a prefix of their own mel, and the longest share of it.
     described: of a flow with a speaker encoder: share of items whose speaker is told by the vector of another of their
         speaker's utterances, instead of by name. reference: shortest and longest crop of that one, in seconds.
@@ -33,6 +34,7 @@ class Options(BaseModel):
 
     codes: str
     drop: float = 0.2
+    still: float = 0.3
     prompted: float = 0.5
     longest_prompt: float = 0.3
     described: float = 0.7
@@ -86,6 +88,7 @@ class FlowTask:
             "known": torch.from_numpy(np.arange(longest) < counts[:, None]),
             "prompt": torch.from_numpy(prompt),
             "dropped": torch.from_numpy(rng.random(len(picks)) < self.options.drop),
+            "still": torch.from_numpy(rng.random(len(picks)) < self.options.still),
             "voice": torch.tensor([self.voice_ids[p.pack.entries[p.index].voice] for p in picks]),
             "chunk": torch.tensor(chunk),
             "first": torch.tensor(int(rng.integers(1, chunk + 1)) if chunk else 0),  # any grid of chunks
@@ -144,5 +147,6 @@ class _Network(nn.Module):
             batch["dropped"],
             int(batch["chunk"]),
             int(batch["first"]),
+            batch["still"],
         )
         return {"loss": loss}
