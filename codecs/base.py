@@ -159,3 +159,13 @@ def check_audio(audio: Tensor) -> None:
         )
     if not torch.isfinite(audio).all():
         raise BadInput("the audio holds NaN or infinite samples; clean it first")
+
+
+def check_codes(frames: Tensor, codebooks: int, vocab: int) -> None:
+    """Raises BadInput unless `frames` is `[batch, 1..codebooks, frame]` with codes in 0..vocab-1."""
+    if frames.ndim != 3:
+        raise BadInput(f"frames must be [batch, codebook, frame], not {list(frames.shape)}")
+    if not 1 <= frames.shape[1] <= codebooks:
+        raise BadInput(f"between 1 and {codebooks} codebooks are possible, not {frames.shape[1]}")
+    if frames.numel() and not 0 <= int(frames.min()) <= int(frames.max()) < vocab:
+        raise BadInput(f"codes must lie in 0..{vocab - 1}, got {int(frames.min())}..{int(frames.max())}")

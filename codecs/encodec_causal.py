@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from ..errors import BadInput, ConfigError, CorruptFile
+from ..errors import ConfigError, CorruptFile
 from ..nn.state import State
-from .base import Codec, FrameSpec, check_audio, in_step
+from .base import FrameSpec, in_step
+from .causal import CausalCodec
 from .checkpoints import plain_tensors, put, read_tensors
 from .quantizers import ResidualVQ
 from .seanet import PadMode, SEANetConfig, SEANetDecoder, SEANetEncoder
@@ -76,7 +77,7 @@ class EncodecConfig(BaseModel):
         )
 
 
-class EncodecCodec(Codec):
+class EncodecCodec(CausalCodec):
     """24 kHz, 75 Hz, 32 x 1024 as published (24 kbit/s; 8 levels are its 6 kbit/s)."""
 
     def __init__(self, config: EncodecConfig) -> None:
@@ -103,37 +104,10 @@ class EncodecCodec(Codec):
         state.add("late", self.latency, device=device)
         return state
 
-    def encode(
-        self,
-        audio: Tensor,
-        lengths: Tensor | None = None,
-        state: State | None = None,
-        *,
-        codebooks: int | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Audio `[batch, 1, sample]` -> codes `[batch, codebooks, frame]` and frame counts.
+    def _latents(self, audio: Tensor, state: State | None) -> Tensor:
+        return self.encoder(audio, None if state is None else state.child("encoder"))
 
-        Args:
-            lengths: LongTensor[batch] in samples (offline only). codebooks: keep only the first so many levels.
-
-        Raises:
-            BadInput: not finite, not mono, or streaming slots out of step with each other.
-        """
-        check_audio(audio)
-        audio, counts = self._whole_frames(audio, lengths, state)
-        levels = self._levels(codebooks)
-        if audio.shape[-1] == 0:
-            return torch.zeros(audio.shape[0], levels, 0, dtype=torch.long, device=audio.device), counts
-        x = self.encoder(audio, None if state is None else state.child("encoder"))
-        return self.quantizer.encode(x, levels), counts
-
-    def decode(self, frames: Tensor, state: State | None = None) -> Tensor:
-        """Codes (any number of leading codebooks) -> audio `[batch, 1, frame * frame_size]`."""
-        if frames.ndim != 3:
-            raise BadInput(f"frames must be [batch, codebook, frame], not {list(frames.shape)}")
-        if frames.shape[-1] == 0:
-            return torch.zeros(frames.shape[0], 1, 0, device=frames.device)
-        latents = self.quantizer.decode(frames)
+    def _audio(self, latents: Tensor, state: State | None) -> Tensor:
         if state is None:
             return self.decoder(latents)
         if not self.late_frames:

@@ -18,11 +18,12 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from ..errors import BadInput, ConfigError, CorruptFile
+from ..errors import ConfigError, CorruptFile
 from ..nn.conv import CausalConvTranspose1d
 from ..nn.state import State, StreamingModule
 from ..nn.transformer import Transformer, TransformerConfig, _Attention
-from .base import Codec, FrameSpec, check_audio
+from .base import FrameSpec
+from .causal import CausalCodec
 from .checkpoints import plain_tensors, put, read_tensors
 from .quantizers import SplitVQ
 from .seanet import PaddedConv1d, SEANetConfig, SEANetDecoder, SEANetEncoder
@@ -138,7 +139,7 @@ class _LatentTransformer(Transformer):
         return torch.cat(pieces, 1).transpose(1, 2)
 
 
-class MimiCodec(Codec):
+class MimiCodec(CausalCodec):
     """24 kHz, 12.5 Hz, 32 x 2048 as published (4.4 kbit/s; Moshi and most others use the first 8 levels)."""
 
     def __init__(self, config: MimiConfig) -> None:
@@ -171,39 +172,13 @@ class MimiCodec(Codec):
         self._add_pending(state, self.upsample.conv.weight.device)
         return state
 
-    def encode(
-        self,
-        audio: Tensor,
-        lengths: Tensor | None = None,
-        state: State | None = None,
-        *,
-        codebooks: int | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Audio `[batch, 1, sample]` -> codes `[batch, codebooks, frame]` and frame counts.
-
-        Args:
-            lengths: LongTensor[batch] in samples (offline only). codebooks: keep only the first so many levels.
-
-        Raises:
-            BadInput: not finite, not mono, or streaming slots out of step with each other.
-        """
-        check_audio(audio)
-        audio, counts = self._whole_frames(audio, lengths, state)
-        levels = self._levels(codebooks)
-        if audio.shape[-1] == 0:
-            return torch.zeros(audio.shape[0], levels, 0, dtype=torch.long, device=audio.device), counts
+    def _latents(self, audio: Tensor, state: State | None) -> Tensor:
         x = self.encoder(audio, None if state is None else state.child("encoder"))
         x = self.encoder_transformer.run(x, None if state is None else state.child("encoder_transformer"))
-        x = self.downsample(x, None if state is None else state.child("downsample"))
-        return self.quantizer.encode(x, levels), counts
+        return self.downsample(x, None if state is None else state.child("downsample"))
 
-    def decode(self, frames: Tensor, state: State | None = None) -> Tensor:
-        """Codes (any number of leading codebooks) -> audio `[batch, 1, frame * frame_size]`."""
-        if frames.ndim != 3:
-            raise BadInput(f"frames must be [batch, codebook, frame], not {list(frames.shape)}")
-        if frames.shape[-1] == 0:
-            return torch.zeros(frames.shape[0], 1, 0, device=frames.device)
-        x = self.upsample(self.quantizer.decode(frames), None if state is None else state.child("upsample"))
+    def _audio(self, latents: Tensor, state: State | None) -> Tensor:
+        x = self.upsample(latents, None if state is None else state.child("upsample"))
         x = self.decoder_transformer.run(x, None if state is None else state.child("decoder_transformer"))
         return self.decoder(x, None if state is None else state.child("decoder"))
 

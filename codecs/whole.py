@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import BadInput, ConfigError, CorruptFile
 from ..nn.state import State
-from .base import Codec, FrameSpec, check_audio
+from .base import Codec, FrameSpec, check_audio, check_codes
 from .published import DAC_REASON, XCODEC_REASON
 
 __all__ = ["DacCodec", "XCodecHub", "load_dac", "load_xcodec"]
@@ -80,11 +80,7 @@ class _WholeCodec(Codec):
     def decode(self, frames: Tensor, state: State | None = None) -> Tensor:
         """Codes (any number of leading codebooks) -> audio `[batch, 1, frame * frame_size]`."""
         self._refuse(state)
-        if frames.ndim != 3 or not 1 <= frames.shape[1] <= self.all_codebooks:
-            raise BadInput(f"frames must be [batch, 1..{self.all_codebooks}, frame], not {list(frames.shape)}")
-        vocab = self.frame_spec.vocab
-        if frames.numel() and not 0 <= int(frames.min()) <= int(frames.max()) < vocab:
-            raise BadInput(f"codes must lie in 0..{vocab - 1}, got {int(frames.min())}..{int(frames.max())}")
+        check_codes(frames, self.all_codebooks, self.frame_spec.vocab)
         samples = frames.shape[-1] * self.frame_size
         if not samples:
             return torch.zeros(frames.shape[0], 1, 0, device=frames.device)

@@ -14,15 +14,8 @@ from quaver.app.audio import read_audio
 from quaver.codecs.container import read_qvr
 from quaver.codecs.loading import load_codec
 
-from ..codecs import test_encodec, test_mimi, test_whole
+from ..codecs.published import MODELS
 from .conftest import Run, assert_one_line
-
-MODELS: dict[str, Any] = {
-    "mimi": test_mimi.reference,
-    "encodec": test_encodec.reference,
-    "dac": test_whole.dac,
-    "xcodec": test_whole.xcodec,
-}
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -64,5 +57,5 @@ def test_bad_input_is_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     soundfile.write(tmp_path / "in.wav", np.zeros(2400, np.float32), 24_000)
     assert_one_line(run("codec", "encode", "in.wav", "--codec", "kyutai/mimi"), "config.json", "model.safetensors")
-    test_mimi.reference().save_pretrained(tmp_path / "mimi")
+    MODELS["mimi"]().save_pretrained(tmp_path / "mimi")
     assert_one_line(run("codec", "encode", "in.wav", "--codec", "mimi", "--codebooks", 9), "between 1 and 4")

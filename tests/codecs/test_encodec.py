@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,48 +21,23 @@ from quaver.codecs.encodec_causal import EncodecCodec, EncodecConfig, encodec_co
 from quaver.codecs.loading import load_codec
 from quaver.errors import BadInput, ConfigError
 
-from ..laws import TOLERANCE, chunkings, few, randn, split
+from ..laws import TOLERANCE, chunkings, few, randn
+from .published import (
+    ENCODEC,
+    decode_stream,
+    encode_stream,
+    encodec,
+    no_gradients,  # noqa: F401 (an autouse fixture)
+    randomise_encodec,
+    saved,
+)
 
-TINY: dict[str, Any] = {
-    "hidden_size": 8,
-    "num_filters": 2,
-    "upsampling_ratios": [4, 3],
-    "codebook_size": 16,
-    "sampling_rate": 12_000,
-    "target_bandwidths": [4.0, 16.0],
-}
 FRAME, LEVELS = 12, 4
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients():
-    with torch.no_grad():
-        yield
-
-
-def randomise(model: torch.nn.Module) -> None:
-    """Codebooks that lie where the latents do, so that the codes change from frame to frame."""
-    generator = torch.Generator().manual_seed(1)
-    latents = model.encoder(0.5 * randn(1, 1, 200 * FRAME, seed=3))[0]  # type: ignore[operator]
-    books = [tensor for name, tensor in model.state_dict().items() if name.endswith(".embed")]
-    for k, book in enumerate(books):
-        book.copy_(torch.randn(book.shape, generator=generator) * latents.std(1) / 2**k)
-    books[0].add_(latents.mean(1))
-
-
-@cache
-def reference() -> EncodecModel:
-    torch.manual_seed(0)
-    model = EncodecModel(Reference(**TINY)).eval()
-    randomise(model)
-    return model
 
 
 @pytest.fixture(scope="module")
 def codec(tmp_path_factory: pytest.TempPathFactory) -> EncodecCodec:
-    path = tmp_path_factory.mktemp("encodec")
-    reference().save_pretrained(path)
-    loaded = load_codec(str(path))
+    loaded = saved("encodec", tmp_path_factory.mktemp("encodec"))
     assert isinstance(loaded, EncodecCodec)
     return loaded
 
@@ -72,7 +46,7 @@ def codec(tmp_path_factory: pytest.TempPathFactory) -> EncodecCodec:
 def test_codes_and_audio_are_those_of_the_published_code(codec: EncodecCodec, frames: int) -> None:
     """One and three frames are shorter than the reflection they start with."""
     audio = 0.5 * randn(2, 1, frames * FRAME)
-    published: Any = reference()
+    published: Any = encodec()
     theirs = published.encode(audio, bandwidth=16.0).audio_codes[0]
     ours, _ = codec.encode(audio)
     assert torch.equal(ours, theirs)
@@ -90,20 +64,14 @@ def test_weights_of_the_package_give_what_the_package_gives(tmp_path: Path) -> N
     for name, tensor in model.state_dict().items():
         if name.endswith("inited"):
             tensor.fill_(1)
-    randomise(model)
+    randomise_encodec(model)
     model.set_target_bandwidth(16.0)
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps(TINY | {"model_type": "encodec"}))
+    (tmp_path / "config.json").write_text(json.dumps(ENCODEC | {"model_type": "encodec"}))
     codec, audio = load_codec(str(tmp_path)), 0.5 * randn(2, 1, 15 * FRAME)
     frames = model.encode(audio)
     assert torch.equal(codec.encode(audio)[0], frames[0][0])
     torch.testing.assert_close(codec.decode(frames[0][0]), model.decode(frames), atol=1e-4, rtol=0)
-
-
-def stream(codec: EncodecCodec, audio: torch.Tensor, lengths: list[int]) -> torch.Tensor:
-    state = codec.init_state(audio.shape[0])
-    parts = [codec.encode(part, state=state)[0] for part in audio.split(lengths, -1)]
-    return torch.cat([*parts, codec.finish(state)], -1)
 
 
 @few
@@ -111,7 +79,7 @@ def stream(codec: EncodecCodec, audio: torch.Tensor, lengths: list[int]) -> torc
 def test_encoding_a_stream_equals_encoding_the_whole(codec: EncodecCodec, lengths: list[int]) -> None:
     """Also of a stream that ends before the first frames are together."""
     audio = 0.5 * randn(2, 1, sum(lengths))
-    ours = stream(codec, audio, lengths)
+    ours = encode_stream(codec, audio, lengths)
     whole = codec.encode(audio[..., : sum(lengths) // FRAME * FRAME])[0]
     assert torch.equal(ours[..., : whole.shape[-1]], whole) or sum(lengths) < 7 * FRAME
     if sum(lengths) < 7 * FRAME:
@@ -122,12 +90,7 @@ def test_encoding_a_stream_equals_encoding_the_whole(codec: EncodecCodec, length
 @given(lengths=chunkings())
 def test_decoding_a_stream_equals_decoding_the_whole(codec: EncodecCodec, lengths: list[int]) -> None:
     codes = torch.randint(16, (2, LEVELS, sum(lengths)), generator=torch.Generator().manual_seed(0))
-    state = codec.init_state(2)
-    parts = []
-    for part in split(codes, lengths):
-        parts.append(codec.decode(part, state))
-        assert parts[-1].shape[-1] == part.shape[-1] * FRAME
-    sound = torch.cat([*parts, codec.flush(state)], -1)[..., codec.latency :]
+    sound = decode_stream(codec, codes, lengths)
     torch.testing.assert_close(sound, codec.decode(codes), atol=TOLERANCE, rtol=0)
 
 
@@ -161,4 +124,4 @@ def test_the_published_size_is_the_published_size() -> None:
 )
 def test_an_encodec_of_another_make_is_refused(change: dict[str, Any], why: str) -> None:
     with pytest.raises(ConfigError, match=why):
-        encodec_config(Reference(**TINY).to_dict() | change, Path("folder"))
+        encodec_config(Reference(**ENCODEC).to_dict() | change, Path("folder"))

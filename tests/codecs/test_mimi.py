@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,57 +16,16 @@ from quaver.codecs.loading import load_codec
 from quaver.codecs.mimi import MimiCodec, MimiConfig, mimi_config
 from quaver.errors import BadInput, ConfigError, CorruptFile, MissingFile
 
-from ..laws import TOLERANCE, chunkings, few, randn, split
+from ..laws import TOLERANCE, chunkings, few, randn
+from .published import MIMI, decode_stream, encode_stream, mimi, no_gradients  # noqa: F401 (an autouse fixture)
 
-TINY: dict[str, Any] = {
-    "hidden_size": 16,
-    "num_filters": 2,
-    "upsampling_ratios": [4, 3],
-    "codebook_size": 16,
-    "codebook_dim": 8,
-    "vector_quantization_hidden_dimension": 8,
-    "num_quantizers": 4,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "intermediate_size": 24,
-    "upsample_groups": 16,
-    "sliding_window": 6,
-    "sampling_rate": 24_000,
-}
 FRAME = 24
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients():
-    with torch.no_grad():
-        yield
-
-
-def randomise(model: torch.nn.Module) -> None:
-    """Weights that make every part matter: a published model's random start has codebooks of zeros."""
-    generator = torch.Generator().manual_seed(1)
-    for name, tensor in model.state_dict().items():
-        if name.endswith(("embed_sum", "embed")):
-            tensor.copy_(0.3 * torch.randn(tensor.shape, generator=generator))
-        elif name.endswith("cluster_usage"):
-            tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
-        elif name.endswith("_layer_scale.scale"):
-            tensor.fill_(0.5)
-
-
-@cache
-def reference() -> MimiModel:
-    torch.manual_seed(0)
-    model = MimiModel(Reference(**TINY)).eval()
-    randomise(model)
-    return model
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("mimi")
-    reference().save_pretrained(path)
+    mimi().save_pretrained(path)
     return path
 
 
@@ -81,7 +39,7 @@ def codec(folder: Path) -> MimiCodec:
 def test_codes_are_those_of_the_published_code(codec: MimiCodec) -> None:
     """Longer than the attention window, so that its edge is tried too."""
     audio = 0.5 * randn(3, 1, 12 * FRAME)
-    theirs: Any = reference().encode(audio).audio_codes
+    theirs: Any = mimi().encode(audio).audio_codes
     ours, counts = codec.encode(audio)
     assert torch.equal(ours, theirs)
     assert counts.tolist() == [12, 12, 12]
@@ -91,7 +49,7 @@ def test_codes_are_those_of_the_published_code(codec: MimiCodec) -> None:
 @pytest.mark.parametrize("levels", [1, 2, 4])
 def test_audio_is_that_of_the_published_code(codec: MimiCodec, levels: int) -> None:
     codes = torch.randint(16, (2, levels, 12), generator=torch.Generator().manual_seed(levels))
-    theirs: Any = reference().decode(codes).audio_values
+    theirs: Any = mimi().decode(codes).audio_values
     ours = codec.decode(codes)
     assert theirs.abs().max() > 0.01
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
@@ -102,18 +60,14 @@ def test_audio_is_that_of_the_published_code(codec: MimiCodec, levels: int) -> N
 def test_encoding_a_stream_equals_encoding_the_whole(codec: MimiCodec, lengths: list[int]) -> None:
     audio = 0.5 * randn(2, 1, sum(lengths))
     whole, _ = codec.encode(audio[..., : sum(lengths) // FRAME * FRAME])
-    state = codec.init_state(2)
-    parts = [codec.encode(part, state=state)[0] for part in audio.split(lengths, -1)]
-    assert torch.equal(torch.cat(parts, -1), whole)
+    assert torch.equal(encode_stream(codec, audio, lengths), whole)
 
 
 @few
 @given(lengths=chunkings())
 def test_decoding_a_stream_equals_decoding_the_whole(codec: MimiCodec, lengths: list[int]) -> None:
     codes = torch.randint(16, (2, 4, sum(lengths)), generator=torch.Generator().manual_seed(0))
-    state = codec.init_state(2)
-    parts = [codec.decode(part, state) for part in split(codes, lengths)] + [codec.flush(state)]
-    torch.testing.assert_close(torch.cat(parts, -1), codec.decode(codes), atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(decode_stream(codec, codes, lengths), codec.decode(codes), atol=TOLERANCE, rtol=0)
 
 
 def test_a_chunk_longer_than_the_cache_is_taken_in_pieces(codec: MimiCodec) -> None:
@@ -180,7 +134,7 @@ def test_the_published_size_is_the_published_size() -> None:
 )  # fmt: skip
 def test_a_mimi_of_another_make_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
-        mimi_config(Reference(**TINY).to_dict() | change, Path("folder"))
+        mimi_config(Reference(**MIMI).to_dict() | change, Path("folder"))
 
 
 def test_a_checkpoint_that_is_not_what_it_says_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import DacConfig, DacModel, HubertConfig, XcodecConfig, XcodecModel
 
 from quaver.codecs.base import Codec
 from quaver.codecs.loading import load_codec
@@ -16,63 +14,13 @@ from quaver.codecs.whole import DacCodec, XCodecHub
 from quaver.errors import BadInput, CorruptFile, MissingFile
 
 from ..laws import randn
-
-DAC: dict[str, Any] = {
-    "encoder_hidden_size": 4,
-    "downsampling_ratios": [2, 5],
-    "decoder_hidden_size": 16,
-    "n_codebooks": 3,
-    "codebook_size": 16,
-    "codebook_dim": 4,
-}
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients():
-    with torch.no_grad():
-        yield
-
-
-@cache
-def dac() -> DacModel:
-    torch.manual_seed(0)
-    return DacModel(DacConfig(**DAC)).eval()
-
-
-@cache
-def xcodec() -> XcodecModel:
-    torch.manual_seed(0)
-    acoustic = DacConfig(
-        encoder_hidden_size=4, downsampling_ratios=[8, 5, 4, 2], decoder_hidden_size=32, codebook_dim=4
-    )
-    semantic = HubertConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=16,
-        conv_dim=[8] * 7,
-        num_conv_pos_embeddings=16,
-        num_conv_pos_embedding_groups=2,
-    )
-    acoustic.hidden_size = 16
-    config = XcodecConfig(
-        acoustic_model_config=acoustic, semantic_model_config=semantic, codebook_size=16, codebook_dim=32
-    )
-    model = XcodecModel(config).eval()
-    generator = torch.Generator().manual_seed(1)
-    for name, tensor in model.state_dict().items():
-        if name.endswith(".embed"):
-            tensor.copy_(0.3 * torch.randn(tensor.shape, generator=generator))
-    return model
+from .published import MODELS, dac, no_gradients, saved, xcodec  # noqa: F401 (an autouse fixture)
 
 
 @pytest.fixture(scope="module", params=["dac", "xcodec"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Codec, Any]:
     """Our codec, and the published model whose checkpoint it was loaded from."""
-    path: Path = tmp_path_factory.mktemp(request.param)
-    model = {"dac": dac, "xcodec": xcodec}[request.param]()
-    model.save_pretrained(path)
-    return load_codec(str(path)), model
+    return saved(request.param, tmp_path_factory.mktemp(request.param)), MODELS[request.param]()
 
 
 def test_codes_and_audio_are_those_of_the_published_code(pair: tuple[Codec, Any]) -> None:
