@@ -14,13 +14,13 @@ from typing import Literal
 import numpy as np
 
 from ..dialogue.loading import DuplexParts
-from ..dialogue.session import Control, DuplexSettings
+from ..dialogue.session import Control, DuplexFrame, DuplexSettings
 from ..errors import BadInput, Draining
 from ..tts.timeline import TimedSpan
 from .engine import Engine
 from .engine_lanes import SlotState, Tick, slot_states
 from .engine_session import Audio, Outcome, Session, Started
-from .server.duplex import DuplexAudio, DuplexEnd, DuplexEvent, DuplexRequest, DuplexText
+from .server.duplex import DuplexAudio, DuplexEnd, DuplexEvent, DuplexHeard, DuplexRequest, DuplexText
 
 __all__ = ["DuplexLane", "EngineBackend", "EngineLink", "TalkSession"]
 
@@ -96,6 +96,7 @@ class DuplexLane:
     def __init__(self, name: str, parts: DuplexParts, slots: int, buffer: float = 60.0) -> None:
         self.name, self.slots, self.buffer = name, slots, buffer
         self.batch = parts.batch(slots)
+        self.late = parts.model.config.heard
         self.sessions: list[TalkSession | None] = [None] * slots
         self.sent: list[int] = [0] * slots
         self.held: set[int] = set()
@@ -131,7 +132,7 @@ class DuplexLane:
         said = self.batch.step(frames)
         sent: list[tuple[Session, Audio]] = []
         for slot, frame in said.items():
-            session, audio = self.sessions[slot], self._audio(slot, frame.audio, frame.text)
+            session, audio = self.sessions[slot], self._audio(slot, frame)
             if session is not None and session.put(audio):
                 sent.append((session, audio))
         return Tick(len(frames), finished, {}, sent)
@@ -144,12 +145,16 @@ class DuplexLane:
         self.batch.step({0: np.zeros(self.batch.frame_size, np.float32)})
         self.batch.leave(0)
 
-    def _audio(self, slot: int, samples: np.ndarray, text: str) -> Audio:
-        rate = self.batch.sample_rate
+    def _audio(self, slot: int, frame: DuplexFrame) -> Audio:
+        rate, length = self.batch.sample_rate, self.batch.frame_size / self.batch.sample_rate
         start = self.sent[slot] / rate
-        self.sent[slot] += len(samples)
-        words = [TimedSpan(text, start, start + len(samples) / rate)] if text else []
-        return Audio(samples, rate, start, words)
+        self.sent[slot] += len(frame.audio)
+        words = [TimedSpan(frame.text, start, start + length)] if frame.text else []
+        heard = None
+        if self.late is not None:  # the answer's clock is that of the frames that came in: one for one
+            said = start - self.late * length
+            heard = TimedSpan(frame.heard, said, said + length)
+        return Audio(frame.audio, rate, start, words, heard=heard)
 
 
 class EngineLink:
@@ -175,6 +180,8 @@ class EngineLink:
     async def events(self) -> AsyncIterator[DuplexEvent]:
         async for event in self.session.events():
             if isinstance(event, Audio):
+                if event.heard is not None:
+                    yield DuplexHeard(event.heard.text, event.heard.end)
                 if len(event.samples):
                     yield DuplexAudio(event.samples)
                 for word in event.words:
@@ -195,6 +202,7 @@ class EngineBackend:
     def __init__(self, name: str, parts: DuplexParts) -> None:
         self.name, self.parts = name, parts
         self.sample_rate, self.frame_samples = parts.codec.sample_rate, parts.codec.frame_size
+        self.transcribes = parts.model.config.heard is not None
         self._engine: Engine | None = None
         self._lock = threading.Lock()
 

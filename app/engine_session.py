@@ -103,6 +103,8 @@ class Audio:
     Attributes:
         start: seconds from the start of the answer. words, phones: those that this chunk completes, with times from the
             start of the answer. progress: 0..1 of the text (0 while text still arrives).
+        heard: of a conversation whose model writes down what the other side says: what that was in a stretch of the
+            audio that it was given, "" included, with its times in that audio.
     """
 
     samples: np.ndarray
@@ -111,6 +113,7 @@ class Audio:
     words: list[TimedSpan] = field(default_factory=list)
     phones: list[TimedSpan] = field(default_factory=list)
     progress: float = 0.0
+    heard: TimedSpan | None = None
 
     @property
     def seconds(self) -> float:
@@ -229,11 +232,13 @@ class Session:
         return self.finish("cancelled", reason)
 
     def discard(self) -> float:
-        """Drops the audio that nobody has read yet, as if it had been read: seconds of it."""
+        """Drops the audio that nobody has read yet, as if it had been read: seconds of it. What was heard of the other
+        side stays: an interruption is the other side's word."""
         with self._changed:
-            unread = [e for e in self._events if isinstance(e, Audio)]
-            self._events = deque(e for e in self._events if not isinstance(e, Audio))
-            self._taken += (seconds := sum(e.seconds for e in unread))
+            seconds = sum(e.seconds for e in self._events if isinstance(e, Audio))
+            kept = (_only_heard(e) if isinstance(e, Audio) else e for e in self._events)
+            self._events = deque(e for e in kept if e is not None)
+            self._taken += seconds
         self._wake()
         return seconds
 
@@ -319,6 +324,10 @@ class Session:
         self._changed.notify_all()
         if self._listener is not None:
             self._listener()
+
+
+def _only_heard(audio: Audio) -> Audio | None:
+    return None if audio.heard is None else replace(audio, samples=audio.samples[:0], words=[], phones=[])
 
 
 class SpeechSession(Session):

@@ -29,13 +29,21 @@ class DuplexText:
 
 
 @dataclass(frozen=True)
+class DuplexHeard:
+    """What the user has said in what was pushed, up to `until` seconds of it: the piece that this adds, often ""."""
+
+    text: str
+    until: float
+
+
+@dataclass(frozen=True)
 class DuplexEnd:
     """The link has ended; nothing follows. `reason` as in the engine's outcomes."""
 
     reason: str
 
 
-DuplexEvent = DuplexAudio | DuplexText | DuplexEnd
+DuplexEvent = DuplexAudio | DuplexText | DuplexHeard | DuplexEnd
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,11 @@ class DuplexBackend(Protocol):
     @property
     def frame_samples(self) -> int:
         """Samples per frame of the model's clock."""
+        ...
+
+    @property
+    def transcribes(self) -> bool:
+        """Whether it writes down what the user says (`DuplexHeard`)."""
         ...
 
     def open(self, request: DuplexRequest) -> DuplexLink:

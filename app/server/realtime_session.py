@@ -64,12 +64,13 @@ class RealtimeSession(RealtimeWriter):
     def describe(self) -> dict[str, Any]:
         """The `session` object of `session.created` and `session.updated`."""
         voice = {"format": {"type": "audio/pcm", "rate": self.rate}, "voice": self.voice, "speed": self.speed}
-        detection = self.input.turn_detection
+        speaks, duplex = bool(self.service.engine.models), bool(self.service.duplex)
+        detection, writes = self.input.turn_detection, duplex and self.service.duplex_backend(self.talker).transcribes
         ear = {
             "format": {"type": "audio/pcm", "rate": self.input.rate},
             "turn_detection": detection.model_dump() if detection else None,
+            "transcription": {"model": self.talker} if writes and self.input.transcription else None,
         }
-        speaks, duplex = bool(self.service.engine.models), bool(self.service.duplex)
         return {
             "type": "realtime",
             "object": "realtime.session",
@@ -352,17 +353,24 @@ class RealtimeSession(RealtimeWriter):
             raise problem from None
         return self.conversation
 
-    def commit(self) -> None:
-        """The user's turn becomes an item.
+    def commit(self, at: int | None = None) -> None:
+        """The user's turn becomes an item; it ends `at` so many samples of what was appended, or now.
 
         Raises:
             Problem: `invalid_value`: there is none.
         """
         previous = next(reversed(self.items), None)
-        item = self.talk().commit(previous)
+        item = self.talk().commit(previous, at)
         self._remember(item)
         for kind in ("conversation.item.added", "conversation.item.done"):
             self.emit(rt.ItemEvent(type=kind, item=item, previous_item_id=previous))
+
+    def transcribed(self, identity: str, text: str) -> None:
+        """What the user said in an item, if it is still there."""
+        item = self.items.get(identity)
+        if item is not None:
+            heard = rt.ContentPart(type="input_audio", transcript=text)
+            self.items[identity] = item.model_copy(update={"content": [heard]})
 
     def take_turn(self) -> Answer:
         """The model begins to speak."""

@@ -12,6 +12,7 @@ import contextlib
 import time
 import uuid
 from collections import deque
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,12 +21,13 @@ from ..audio import Resampler
 from ..engine_duplex import HUSH
 from . import logs
 from .activity import Activity
-from .duplex import DuplexAudio, DuplexBackend, DuplexEnd, DuplexRequest, DuplexText
+from .duplex import DuplexAudio, DuplexBackend, DuplexEnd, DuplexHeard, DuplexRequest, DuplexText
 from .metrics import Meter
 from .problems import Problem
 from .protocol import realtime as rt
 from .protocol.speech import WordTime
 from .realtime_writer import Answer
+from .transcripts import Transcripts, Written
 
 if TYPE_CHECKING:
     from .realtime_session import RealtimeSession
@@ -72,6 +74,8 @@ class Conversation:
         self.activity = self._detector()
         self.heard = self.uncommitted = 0  # samples at the input rate
         self._item = _new_item()  # of what the user is saying
+        self._transcripts = Transcripts(self._item)
+        self._unheard = 0.0  # seconds of the input that the model will never hear
         self._voice = Activity(rate, silence=PAUSE)
         self._before: deque[np.ndarray] = deque(maxlen=BEFORE)
         self._at = self._began = self._last_word = 0  # samples of the model's voice
@@ -92,15 +96,15 @@ class Conversation:
             raise Problem("conflict", "the input's rate cannot change any more: audio has been sent")
         changed, self.settings = settings != self.settings, settings
         if changed:
-            said = self.activity.at
             self.activity = self._detector()
-            self.activity.at = said
+            self.activity.at = self.heard  # without turn detection it did not look
 
     def append(self, samples: np.ndarray) -> None:
         """Takes float32 `[n]` at the input's rate."""
         self.heard += len(samples)
         self.uncommitted += len(samples)
         if dropped := self.link.push(self._in.push(samples)):
+            self._skip(dropped)
             self.session.service.metrics.unheard.inc(dropped / self.backend.sample_rate)
         if self.settings.turn_detection is None:
             return
@@ -110,8 +114,8 @@ class Conversation:
             else:
                 self._user_stops(edge.at)
 
-    def commit(self, previous: str | None) -> rt.Item:
-        """The user's turn is an item of the conversation.
+    def commit(self, previous: str | None, at: int | None = None) -> rt.Item:
+        """The user's turn is an item of the conversation; it ends `at` so many samples of what was appended, or now.
 
         Raises:
             Problem: `invalid_value`: nothing was appended since the last one.
@@ -120,12 +124,15 @@ class Conversation:
             raise Problem("invalid_value", "there is nothing to commit: append audio first")
         item = rt.Item(id=self._item, role="user", status="completed", content=[rt.ContentPart(type="input_audio")])
         self.session.emit(rt.InputCommitted(item_id=self._item, previous_item_id=previous))
-        self._item, self.uncommitted = _new_item(), 0
+        end = self.heard if at is None else at
+        self._item, self.uncommitted = _new_item(), self.heard - end
+        self._transcripts.commit(end / self.settings.rate, self._item)
         return item
 
     def clear(self) -> None:
         """Forgets what the model has not heard yet."""
-        self.link.forget()
+        self._skip(self.link.forget())
+        self._transcripts.forget()
         self.activity.reset()
         self.uncommitted = 0
         self.session.emit(rt.InputCleared())
@@ -156,9 +163,28 @@ class Conversation:
         detection = self.settings.turn_detection
         assert detection is not None
         self.session.emit(rt.SpeechStopped(audio_end_ms=self._ms(at), item_id=self._item))
-        self.session.commit()
+        self.session.commit(at)
         if detection.create_response:
             self.speak()
+
+    def _skip(self, samples: int) -> None:
+        """The model will not hear so many samples (at its own rate). Frames that it is answering just now are counted as
+        if they came after them: a word near such a gap may be placed a moment late."""
+        self._unheard += samples / self.backend.sample_rate
+
+    def _written(self, written: Iterable[Written]) -> None:
+        """Tells what the user says."""
+        for piece in written:
+            turn = piece.turn
+            if piece.complete:
+                self.session.transcribed(turn.item, turn.text)
+            if self.settings.transcription is None:
+                continue
+            if piece.complete:
+                usage = {"type": "duration", "seconds": round(turn.end - turn.start, 3)}
+                self.session.emit(rt.InputTranscriptDone(item_id=turn.item, transcript=turn.text, usage=usage))
+            else:
+                self.session.emit(rt.InputTranscript(item_id=turn.item, delta=piece.delta))
 
     def _ms(self, samples: int) -> int:
         return round(1000 * samples / self.settings.rate)
@@ -176,6 +202,8 @@ class Conversation:
                     await self._audio(self._out.push(event.samples))
                 elif isinstance(event, DuplexText):
                     await self._text(event.text)
+                elif isinstance(event, DuplexHeard):
+                    self._written(self._transcripts.hear(event.text, event.until + self._unheard))
                 elif isinstance(event, DuplexEnd):
                     problem = _problem_of(event.reason)
         except Exception as error:
@@ -183,6 +211,8 @@ class Conversation:
             logs.event("realtime.talk", 40, exc_info=error)
         finally:
             self._hush("cancelled" if self._closing else "failed", problem)
+            if self.backend.transcribes:
+                self._written(self._transcripts.close())
             if not self._closing:
                 self.session.lost(self, problem or _problem_of("done"))
 

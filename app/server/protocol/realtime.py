@@ -86,11 +86,21 @@ class TurnDetection(OpenMessage):
         return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
 
+class Transcription(OpenMessage):
+    """What the user says, written down by the duplex model itself; OpenAI's fields are taken and change nothing."""
+
+    model: str | None = Field(default=None, max_length=200)
+    language: str | None = Field(default=None, max_length=40)
+    prompt: str | None = Field(default=None, max_length=16_384)
+
+
 class InputAudio(OpenMessage):
-    """`audio.input` of a session. Turn detection null: no events of it, the client commits."""
+    """`audio.input` of a session. Turn detection null: no events of it, the client commits. Transcription null: no
+    events of it; unlike OpenAI's it is on from the start, for it costs nothing."""
 
     format: InputFormat | None = None
     turn_detection: TurnDetection | None = TurnDetection()
+    transcription: Transcription | None = Transcription()
 
     @property
     def rate(self) -> int:
@@ -434,6 +444,30 @@ class InputCommitted(ServerEvent):
     previous_item_id: str | None = None
 
 
+class InputTranscript(ServerEvent):
+    """A piece of what the user says, from a duplex model that writes it down, a moment after it was said. It may come
+    before the item is committed."""
+
+    type: Literal["conversation.item.input_audio_transcription.delta"] = (
+        "conversation.item.input_audio_transcription.delta"
+    )
+    item_id: str
+    content_index: int = 0
+    delta: str
+
+
+class InputTranscriptDone(ServerEvent):
+    """What the user said in a committed item, as soon as the model has heard it to its end."""
+
+    type: Literal["conversation.item.input_audio_transcription.completed"] = (
+        "conversation.item.input_audio_transcription.completed"
+    )
+    item_id: str
+    content_index: int = 0
+    transcript: str
+    usage: dict[str, Any] | None = None
+
+
 class InputCleared(ServerEvent):
     """What was appended and not heard is forgotten."""
 
@@ -462,6 +496,8 @@ ServerMessage = Annotated[
     | SpeechStarted
     | SpeechStopped
     | InputCommitted
+    | InputTranscript
+    | InputTranscriptDone
     | InputCleared
     | RealtimeError,
     Field(discriminator="type"),

@@ -90,6 +90,7 @@ class Echo:
 
 class EchoBackend:
     sample_rate, frame_samples = 24_000, 1920
+    transcribes = False
 
     def __init__(self) -> None:
         self.links: list[Echo] = []

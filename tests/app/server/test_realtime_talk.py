@@ -19,7 +19,7 @@ from websockets.sync.client import ClientConnection
 
 from quaver.app.engine_duplex import EngineBackend
 from quaver.app.server.activity import Activity
-from quaver.app.server.duplex import DuplexAudio, DuplexEnd, DuplexEvent, DuplexRequest, DuplexText
+from quaver.app.server.duplex import DuplexAudio, DuplexEnd, DuplexEvent, DuplexHeard, DuplexRequest, DuplexText
 from quaver.app.server.protocol.binary import SUBPROTOCOL, Codec, Frame, Kind
 from quaver.codecs.native import XCodec, XCodecConfig
 from quaver.dialogue.loading import DuplexParts
@@ -30,21 +30,28 @@ from ...dialogue.tiny import CODEC, VOCABULARY, noise_frames, talking_model
 from .conftest import Running, receive, serving, until, wait_for
 
 FRAME = 1920
+LATE = 4  # frames
 
 
 class EchoLink:
-    """Says a frame for a frame: what it heard. Deterministic turns for what is tested here, the protocol."""
+    """Says a frame for a frame: what it heard; and writes down a word for each loud frame, a little late.
+    Deterministic turns for what is tested here, the protocol."""
 
     def __init__(self) -> None:
         self.queue: asyncio.Queue[DuplexEvent] = asyncio.Queue()
         self.rest, self.steered, self.forgot = np.zeros(0, np.float32), [], 0
+        self.frames, self.loud = 0, list[bool]()
 
     def push(self, samples: np.ndarray) -> int:
         self.rest = np.concatenate([self.rest, samples])
         while len(self.rest) >= FRAME:
             self.queue.put_nowait(DuplexAudio(self.rest[:FRAME]))
+            self.loud.append(bool(np.abs(self.rest[:FRAME]).max() > 0.1))
             if np.abs(self.rest[:FRAME]).max() > 0.9:
                 self.queue.put_nowait(DuplexText(" loud"))
+            self.frames += 1
+            said = " word" if self.frames > LATE and self.loud[self.frames - 1 - LATE] else ""
+            self.queue.put_nowait(DuplexHeard(said, (self.frames - LATE) * FRAME / 24_000))
             self.rest = self.rest[FRAME:]
         return 0
 
@@ -71,6 +78,7 @@ class EchoLink:
 
 class EchoBackend:
     sample_rate, frame_samples = 24_000, FRAME
+    transcribes = True
 
     def __init__(self) -> None:
         self.links: list[EchoLink] = []
