@@ -70,6 +70,11 @@ class Codec(StreamingModule):
         """
         raise NotImplementedError(f"{type(self).__name__} cannot encode")
 
+    def posterior(self, audio: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Of a codec of latents: mean `[batch, dim, frame]` and the logarithm of the standard deviation around it, or
+        None where the codec knows no spread (a mel)."""
+        return self.encode(audio)[0], None
+
     def decode(self, frames: Tensor, state: State | None = None) -> Tensor:
         """Audio `[batch, 1, frame * frame_size]`."""
         raise NotImplementedError(f"{type(self).__name__} cannot decode")

@@ -219,7 +219,12 @@ def _load_codec(folder: Path) -> Codec:
 
         check_card(folder)
         return load_published(folder, config)
-    if config.pop("kind", None) != "codec":
+    kind = config.pop("kind", None)
+    if kind == "mel":
+        from .mel import load_mel
+
+        return load_mel(str(folder))
+    if kind != "codec":
         raise ConfigError(f"{folder} is not a codec")
     config.pop("trimmed", None)
     codec = XCodec(validated(XCodecConfig, config, folder))

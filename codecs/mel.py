@@ -75,11 +75,14 @@ class MelCodec(Codec):
 
     def synthesise(self, mel: Tensor, state: State | None = None, f0: Tensor | None = None) -> HeadOutput:
         """Mel `[batch, mels, frame]` -> the head's output; `f0[batch, frame]` in Hz replaces the predicted one."""
+        return self.head(self.hidden(mel, state), None if state is None else state.child("head"), f0)
+
+    def hidden(self, mel: Tensor, state: State | None = None) -> Tensor:
+        """What the head reads of a mel `[batch, mels, frame]`: `[batch, width, frame]`."""
         x = self.stem(mel.transpose(1, 2)).transpose(1, 2)
         for i, block in enumerate(self.blocks):
             x = block(x, None if state is None else state.child(f"blocks.{i}"))
-        x = self.norm(x.transpose(1, 2)).transpose(1, 2)
-        return self.head(x, None if state is None else state.child("head"), f0)
+        return self.norm(x.transpose(1, 2)).transpose(1, 2)
 
     def decode(self, frames: Tensor, state: State | None = None) -> Tensor:
         """Mel `[batch, mels, frame]` -> audio `[batch, 1, frame * hop]`, delayed by `latency` in a stream."""

@@ -73,12 +73,14 @@ class XCodecConfig(BaseModel):
 
 @dataclass
 class XCodecOutput:
-    """What training sees. `semantic` and `student` are `[batch, teacher_dim, frame]` reconstructions of the teacher."""
+    """What training sees. `semantic` and `student` are `[batch, teacher_dim, frame]` reconstructions of the teacher;
+    `other` is a second waveform `[batch, sample]` of the same frames, with other noise, where it was asked for."""
 
     head: HeadOutput
     quantized: Quantized
     semantic: Tensor | None
     student: Tensor | None
+    other: Tensor | None = None
 
 
 class XCodec(Codec):
@@ -209,15 +211,29 @@ class XCodec(Codec):
         levels = codebooks if codebooks is not None else self.frame_spec.codebooks or None
         return self.quantizer.encode(latents, levels), counts
 
+    def posterior(self, audio: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As `Codec.posterior`, of the `vae` bottleneck.
+
+        Raises:
+            BadInput: a codec of codes.
+        """
+        if not isinstance(self.quantizer, GaussianVAE):
+            raise BadInput("this codec makes codes, which have no posterior; use one with a vae bottleneck")
+        audio, _ = self._whole_frames(audio, None, None)
+        return self.quantizer.posterior(self._latents(audio, None, None)[0])
+
     # -- decoding -----------------------------------------------------------------------------------------------------
     def _synthesise(self, latents: Tensor, state: State | None = None, f0: Tensor | None = None) -> HeadOutput:
+        return self.head(self._hidden(latents, state), None if state is None else state.child("head"), f0)
+
+    def _hidden(self, latents: Tensor, state: State | None) -> Tensor:
+        """What the head reads of the bottleneck's output `[batch, dim, frame]`."""
         x = self._run("decoder_slow", _linear(self.post, latents), state)
         batch, width, frames = x.shape
         x = _linear(self.unfold, x).view(batch, self.config.patch, width, frames)
         x = x.permute(0, 2, 3, 1).reshape(batch, width, frames * self.config.patch)
         x = self._run("decoder_fast", x, state)
-        x = self.norm(x.transpose(1, 2)).transpose(1, 2)
-        return self.head(x, None if state is None else state.child("head"), f0)
+        return self.norm(x.transpose(1, 2)).transpose(1, 2)
 
     def decode(self, frames: Tensor, state: State | None = None) -> Tensor:
         """Frames (any number of leading codebooks) -> audio `[batch, 1, frame * frame_size]`."""
@@ -238,15 +254,19 @@ class XCodec(Codec):
         levels: Tensor | None = None,
         bypass: Tensor | None = None,
         teacher: Tensor | None = None,
+        twice: bool = False,
     ) -> XCodecOutput:
-        """The training path: whole frames of audio `[batch, 1, sample]`, true `f0[batch, 100 Hz frame]` in Hz."""
+        """The training path: whole frames of audio `[batch, 1, sample]`, true `f0[batch, 100 Hz frame]` in Hz; `twice`
+        asks for a second waveform."""
         latents, student = self._latents(audio, teacher, None)
         quantized = self.quantizer(latents, levels, bypass)
         semantic = None
         if self.config.semantic != "none":
             hidden = self._run("semantic_decoder", _linear(self.semantic_post, quantized.latents), None)
             semantic = _linear(self.semantic_head, hidden)
-        return XCodecOutput(self._synthesise(quantized.latents, None, f0), quantized, semantic, student)
+        frames = self._hidden(quantized.latents, None)
+        other = self.head(frames, None, f0).audio if twice else None
+        return XCodecOutput(self.head(frames, None, f0), quantized, semantic, student, other)
 
 
 def _blocks(config: XCodecConfig, count: int) -> nn.ModuleList:

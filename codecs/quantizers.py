@@ -396,9 +396,13 @@ class GaussianVAE(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         return latents
 
-    def forward(self, x: Tensor, levels: Tensor | None = None, bypass: Tensor | None = None) -> Quantized:
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-scale `[batch, dim, frame]`."""
         mean, log_scale = x.float().chunk(2, 1)
-        log_scale = log_scale.clamp(-8.0, 4.0)
+        return mean, log_scale.clamp(-8.0, 4.0)
+
+    def forward(self, x: Tensor, levels: Tensor | None = None, bypass: Tensor | None = None) -> Quantized:
+        mean, log_scale = self.posterior(x)
         latents = mean
         if self.training:
             latents = mean + torch.randn_like(mean) * log_scale.exp()

@@ -103,12 +103,13 @@ def add_codes(
     pack.write_track(f"codes.{name}.u16", rows(), np.uint16)
 
 
-def pointers(starts: np.ndarray, frames: int, per_frame: int = ALIGN_RATE // 25) -> np.ndarray:
-    """Phone index of each codec frame `[frames]`: the phone that sounds in the middle of the frame.
+def pointers(starts: np.ndarray, frames: int, per_frame: float = ALIGN_RATE / 25) -> np.ndarray:
+    """Phone index of each codec frame `[frames]`: the phone that sounds in the middle of the frame, which lasts
+    `per_frame` frames of the alignment.
 
     The pointer begins at 0 and ends at the last phone; phones shorter than a frame may be passed over.
     """
-    middle = np.arange(frames) * per_frame + per_frame // 2
+    middle = (np.arange(frames) + 0.5) * per_frame
     pointer = np.searchsorted(starts, middle, side="right") - 1
     if frames:
         pointer[0] = 0

@@ -184,7 +184,8 @@ class Generation:
         drawing = {slot: self.plans[slot] for slot, chunk in chunks.items() if chunk.draw}
         if not drawing:
             return
-        codes = self._sample(self.lm.head.sample, hidden, drawing)
+        continuous = getattr(self.lm.head, "continuous", False)
+        codes = self._draw_latents(hidden, drawing) if continuous else self._sample(self.lm.head.sample, hidden, drawing)
         self._commit(drawing, codes, self.lm.readout(hidden))
         drafts = {s: c.drafts for s, c in chunks.items() if c.draw and c.drafts and s not in self.failures}
         self._cascade(drafts, hidden, codes)
@@ -266,6 +267,22 @@ class Generation:
                 recent = recent.to(self.device)
             codes[slots] = sample(hidden, uniform, config, recent, blank, **more)[slots]
         return codes
+
+    def _draw_latents(self, hidden: Tensor, moving: dict[int, Any]) -> Tensor:
+        """Latents `[slot, dim]` of a continuous head, over all slots, as `_sample` does it."""
+        head, noise = self.lm.head, torch.zeros(self.slots, self.lm.head.noise)
+        previous = self.lm.nothing(self.slots)[..., 0]
+        groups: dict[SamplingConfig, list[int]] = {}
+        for slot, plan in moving.items():
+            groups.setdefault(plan.sampling, []).append(slot)
+            noise[slot] = plan.noise(head.noise)
+            if plan.steps:
+                previous[slot] = plan.steps[-1]
+        latents = torch.zeros_like(previous, device=self.device)
+        noise, previous = noise.to(self.device), previous.to(self.device)
+        for config, slots in groups.items():
+            latents[slots] = head.sample(hidden, noise, config, previous)[slots]
+        return latents
 
 
 def _fill_recent(recent: Tensor, steps: list[Tensor]) -> None:

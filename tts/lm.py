@@ -9,19 +9,21 @@ monotonic pointer, with the advance as a plain classification.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
 from ..nn.conv import ConvNeXtBlock
 from ..nn.state import State, StreamingModule
 from ..nn.transformer import Transformer, TransformerConfig
 from .heads import CategoricalHead
+from .latent_heads import LatentConfig, LatentHead, Where, make_latent_head
 from .patterns import make_pattern
 from .phones import PAUSES, PHONE_IDS, PHONES, START
 from .token_heads import DepthHead
@@ -39,7 +41,8 @@ class SpeechLMConfig(BaseModel):
         codebooks, vocab: of the codec whose codes are modelled.
         pattern: `parallel`, `delay` or `delay:...` (see `tts/patterns.py`).
         chain: codes of a step are drawn one after the other (see `tts/heads.py`).
-        head: `chain`, or `depth`: a small transformer over the levels, of sizes `depth` (see `tts/token_heads.py`).
+        head: `chain`, or `depth`: a small transformer over the levels, of sizes `depth` (see `tts/token_heads.py`); or
+            one of continuous tokens, `melle`, `gaussian` or `flow`, of sizes `latent` (see `tts/latent_heads.py`).
         voices: names; the index is the speaker id. rates: mean phones per second of each voice outside pauses.
         advance: largest number of phones that one frame may advance.
         longest: frames after which the model counts no further in one phone.
@@ -51,8 +54,9 @@ class SpeechLMConfig(BaseModel):
     vocab: int = 1024
     pattern: str = "parallel"
     chain: bool = True
-    head: Literal["chain", "depth"] = "chain"
+    head: Literal["chain", "depth", "melle", "gaussian", "flow"] = "chain"
     depth: TransformerConfig | None = None
+    latent: LatentConfig | None = None
     head_hidden: int = 256
     backbone: TransformerConfig = TransformerConfig(window=256, slack=16)
     phone_blocks: int = 3
@@ -62,6 +66,19 @@ class SpeechLMConfig(BaseModel):
     rates: tuple[float, ...] = ()
     advance: int = 4
     longest: int = 31
+
+    @model_validator(mode="after")
+    def _check(self) -> SpeechLMConfig:
+        if (self.head in ("melle", "gaussian", "flow")) != (self.latent is not None):
+            raise ValueError(f"head {self.head!r} and latent sizes do not go together")
+        if self.latent is not None and self.pattern != "parallel":
+            raise ValueError("latents of a step are drawn at once: the pattern must be `parallel`")
+        return self
+
+    @property
+    def group(self) -> int:
+        """Codec frames per step."""
+        return 1 if self.latent is None else self.latent.group
 
 
 @dataclass(frozen=True)
@@ -137,11 +154,7 @@ class SpeechLM(StreamingModule):
         self.voice = nn.Embedding(len(config.voices), width)
         self.rate = nn.Parameter(torch.zeros(width))
         self.backbone = Transformer(config.backbone)
-        self.head: CategoricalHead | DepthHead = (
-            DepthHead(width, config.codebooks, config.vocab, config.depth, stops=0)
-            if config.head == "depth"
-            else CategoricalHead(width, config.codebooks, config.vocab, config.head_hidden, config.chain)
-        )
+        self.head = _head(config)
         self.input_scale = nn.Parameter(torch.tensor(8.0))  # the code table is small at the start, phones are not
         self.advance = nn.Linear(width, config.advance + 1)
         nn.init.normal_(self.progress.weight, std=0.5)
@@ -152,17 +165,27 @@ class SpeechLM(StreamingModule):
         return self._state_of(batch, backbone=self.backbone)
 
     def inputs(
-        self, previous: Tensor, here: Tensor, ahead: Tensor, progress: Tensor, voice: Tensor, rate: Tensor
+        self,
+        previous: Tensor,
+        here: Tensor,
+        ahead: Tensor,
+        progress: Tensor,
+        voice: Tensor,
+        rate: Tensor,
+        where: Where | None = None,
     ) -> Tensor:
         """Inputs of the backbone `[batch, step, width]`.
 
         Args:
-            previous: LongTensor `[batch, K, step]`, the codes of the step before (id `vocab` = none).
+            previous: LongTensor `[batch, K, step]`, the codes of the step before (id `vocab` = none), or FloatTensor
+                `[batch, dim, step]`, its latents (NaN = none). where: whose steps these are, for a head whose input
+                network is random in use.
             here, ahead: encoded current and next phone `[batch, step, width]`.
             progress: LongTensor `[batch, step]`, frames spent in the phone so far.
             voice: LongTensor[batch]. rate: `[batch]`, log of the speaking rate relative to the voice's mean.
         """
-        x = self.head.embed(previous) * self.input_scale + here + self.next_phone(ahead)
+        before = self.head.embed(previous, where) if isinstance(self.head, LatentHead) else self.head.embed(previous)
+        x = before * self.input_scale + here + self.next_phone(ahead)
         x = x + self.progress(progress.clamp(max=self.config.longest))
         return x + (self.voice(voice) + rate[:, None] * self.rate)[:, None]
 
@@ -175,6 +198,7 @@ class SpeechLM(StreamingModule):
         voice: Tensor,
         rate: Tensor,
         state: State | None = None,
+        where: Where | None = None,
     ) -> Tensor:
         """Hidden states `[batch, step, width]`; the same path in training and, with a state, step by step.
 
@@ -187,7 +211,7 @@ class SpeechLM(StreamingModule):
             index = index.clamp(max=encoded.shape[1] - 1)
             return encoded.gather(1, index[..., None].expand(-1, -1, width))
 
-        x = self.inputs(previous, at(pointer), at(pointer + 1), progress, voice, rate)
+        x = self.inputs(previous, at(pointer), at(pointer + 1), progress, voice, rate, where)
         return self.backbone(x, None if state is None else state.child("backbone"))
 
     # -- generation: what `tts/generate.py` asks of a model -----------------------------------------------------------
@@ -202,7 +226,7 @@ class SpeechLM(StreamingModule):
     def run(self, chunks: Mapping[int, PointerPlan], state: State) -> Tensor:
         """The next position of each plan, by slot: hidden states `[slot, 1, width]`."""
         slots, width, device = state.batch, self.config.backbone.width, self.rate.device
-        previous = torch.full((slots, self.config.codebooks, 1), self.config.vocab)
+        previous, where = self.nothing(slots), torch.zeros(2, slots, dtype=torch.long)
         here, ahead = torch.zeros(2, slots, 1, width, device=device)
         progress, voice = torch.zeros(slots, 1, dtype=torch.long), torch.zeros(slots, dtype=torch.long)
         rate = torch.zeros(slots)
@@ -212,14 +236,30 @@ class SpeechLM(StreamingModule):
                 previous[slot, :, 0] = plan.steps[-1]
             here[slot, 0], ahead[slot, 0] = plan.encoded[plan.pointer], plan.encoded[plan.pointer + 1]
             progress[slot, 0], voice[slot], rate[slot] = plan.progress, plan.request.voice, plan.rate
+            where[0, slot], where[1, slot] = plan.request.seed, len(plan.steps)
         inputs = (t.to(device) for t in (progress, voice, rate))
-        x = self.inputs(previous.to(device), here, ahead, *inputs)
+        x = self.inputs(previous.to(device), here, ahead, *inputs, (where[0].to(device), where[1].to(device)))
         return self.backbone(x, state.child("backbone"))
 
     def readout(self, hidden: Tensor) -> list[list[float]]:
         """Advance logits of each slot, from `hidden[slot, width]`."""
         return self.advance(hidden).float().tolist()
 
+    def nothing(self, batch: int) -> Tensor:
+        """The step before the first one: empty codes `[batch, K, 1]`, or NaN latents `[batch, dim, 1]`."""
+        if self.config.latent is not None:
+            return torch.full((batch, self.config.latent.dim, 1), math.nan)
+        return torch.full((batch, self.config.codebooks, 1), self.config.vocab)
+
     def shift(self, steps: Tensor) -> Tensor:
-        """Teacher forcing: the codes of the step before, `[batch, K, step]`, empty at the first."""
-        return F.pad(steps, (1, 0), value=self.config.vocab)[..., :-1]
+        """Teacher forcing: the step before, `[batch, K or dim, step]`, none at the first."""
+        return torch.cat([self.nothing(len(steps)).to(steps), steps[..., :-1]], -1)
+
+
+def _head(config: SpeechLMConfig) -> CategoricalHead | DepthHead | LatentHead:
+    width = config.backbone.width
+    if config.latent is not None and config.head in ("melle", "gaussian", "flow"):
+        return make_latent_head(config.head, width, config.latent)
+    if config.head == "depth":
+        return DepthHead(width, config.codebooks, config.vocab, config.depth, stops=0)
+    return CategoricalHead(width, config.codebooks, config.vocab, config.head_hidden, config.chain)

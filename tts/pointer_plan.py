@@ -55,7 +55,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame of an answer: codes LongTensor[K], and the index of the phone that the pointer was in (0 = ^)."""
+    """One frame of an answer: codes LongTensor[K] or latents FloatTensor[dim], and the index of the phone that the pointer was in (0 = ^)."""
 
     codes: Tensor
     phone: int
@@ -156,6 +156,10 @@ class PointerPlan:
         """Random numbers of one step `[2, K]`."""
         return torch.rand(2, self.codebooks, generator=self.generator)
 
+    def noise(self, count: int) -> Tensor:
+        """Normal numbers of one step of a continuous head, `[count]`."""
+        return torch.randn(count, generator=self.generator)
+
     def empty(self) -> Tensor | None:
         """BoolTensor[K]: codebooks that hold no code at this step (delay pattern), or None."""
         if not self.pattern.extra:
@@ -165,7 +169,7 @@ class PointerPlan:
         return ~torch.tensor(holds)
 
     def commit(self, codes: Tensor, advance: list[float]) -> Frame | None:
-        """Takes the codes `[K]` and the advance logits of a step; returns the frame that became complete, if any."""
+        """Takes the codes `[K]` (or latents `[dim]`) and the advance logits of a step; returns the frame that became complete, if any."""
         self.steps.append(codes)
         if self.flush_left < 0:
             self.pointers.append(self.pointer)
@@ -175,7 +179,8 @@ class PointerPlan:
         frame = len(self.steps) - 1 - self.pattern.extra
         if frame < 0:
             return None
-        codes = torch.stack([self.steps[frame + delay][k] for k, delay in enumerate(self.pattern.delays)])
+        if self.pattern.extra:
+            codes = torch.stack([self.steps[frame + delay][k] for k, delay in enumerate(self.pattern.delays)])
         return Frame(codes, self.pointers[frame])
 
     def _move(self, advance: int) -> None:

@@ -20,6 +20,8 @@ class SamplingConfig(BaseModel):
         temperature: 0 picks the most likely code.
         top_k: keep the k most likely codes (0 = all). top_p: keep the smallest set with this mass. min_p: drop codes
             below this share of the most likely one.
+        steps: evaluations a draw of a flow head (None: the model's own). Of what stands here, continuous heads read
+            only this and the temperature, a factor on their noise.
         ras_window, ras_threshold: repetition-aware sampling (VALL-E 2, CosyVoice): when a drawn code already makes up
             more than `ras_threshold` of the last `ras_window` codes of its codebook, it is banned and drawn again from
             the unfiltered distribution. A window of 0 switches it off. CosyVoice's threshold of 0.1 of 10 fires on any
@@ -32,6 +34,7 @@ class SamplingConfig(BaseModel):
     top_k: int = Field(default=50, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     min_p: float = Field(default=0.0, ge=0, lt=1)
+    steps: int | None = Field(default=None, ge=1)
     ras_window: int = Field(default=0, ge=0)
     ras_threshold: float = Field(default=0.3, gt=0, le=1)
 

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from ..codecs.base import Codec
+from ..codecs.grouped import grouped
 from ..codecs.loading import load_codec, load_weights, model_folder, read_config, read_json, read_model, validated
 from ..errors import BadInput, ConfigError
 from ..nn.packed import pack_linears
@@ -125,7 +126,7 @@ class Synthesizer:
             names = lm.config.voices
             settings = VoiceSettings(names={v: v for v in names}, default=names[0])
         local = folder.parent / Path(codec).name
-        spoken = load_codec(str(local) if (local / "config.json").exists() else codec)
+        spoken = grouped(load_codec(str(local) if (local / "config.json").exists() else codec), lm.config.group)
         if packed:
             pack_linears(lm)
             pack_linears(spoken)
@@ -211,6 +212,8 @@ class Synthesizer:
             raise BadInput(f"pause must lie between {PAUSES[0]} and {PAUSES[1]}, not {pause}")
         if not 0 <= seed <= MAX_SEED:
             raise BadInput(f"seed must lie between 0 and {MAX_SEED}, not {seed}")
+        if codebooks is not None and self.lm.config.latent is not None:
+            raise BadInput("this voice speaks in continuous tokens, which have no codebooks to leave out")
         if codebooks is not None and not 1 <= codebooks <= self.lm.config.codebooks:
             raise BadInput(f"codebooks must lie in 1..{self.lm.config.codebooks}, not {codebooks}")
         sampling = self.settings.sampling

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -201,8 +201,9 @@ class TokenSpeech:
 
     Args:
         generation: a free loop over the model. decoder: of the answer's sound; `frame`: samples per frame.
-        request: the request of an answer's part, by number: ids, how many of them are given, and the prompt are set
-            here. quiet: a frame `[K]` that is near silence. carry: what each part begins with.
+        pieces: of the text; None where none has arrived yet: a chunk without samples is given then, and the next one is
+            asked for when the answer goes on. request: the request of an answer's part, by number: ids, how many of
+            them are given, and the prompt are set here. quiet: a frame `[K]` that is near silence. carry: what each part begins with.
         length: how long the answer is to last (of a text that is there as a whole).
     """
 
@@ -211,7 +212,7 @@ class TokenSpeech:
         generation: Generation,
         decoder: Decoder,
         script: Script,
-        pieces: Iterator[str],
+        pieces: Iterator[str | None],
         request: Callable[[int], TokenRequest],
         *,
         sample_rate: int,
@@ -231,7 +232,7 @@ class TokenSpeech:
         self.waiting: list[Tensor] = []
 
     def __iter__(self) -> Iterator[AudioChunk]:
-        while (part := self._next()) is not None:
+        while (part := (yield from self._next())) is not None:
             yield from self._silence(part.before)
             yield from self._speak(part)
             yield from self._silence(part.after)
@@ -240,7 +241,7 @@ class TokenSpeech:
         if len(samples):
             yield AudioChunk(samples, self.sample_rate, progress=1.0)
 
-    def _next(self) -> Part | None:
+    def _next(self) -> Generator[AudioChunk, None, Part | None]:
         """The next part; text is asked for when there is none. None: the text is over.
 
         Raises:
@@ -254,12 +255,20 @@ class TokenSpeech:
             elif self.script.over:
                 return None
             else:
-                self._feed()
+                yield from self._feed()
         return self.parts.popleft()
 
-    def _feed(self) -> None:
-        piece = next(self.pieces, None)
-        self.script.close() if piece is None else self.script.push(piece)
+    def _feed(self) -> Iterator[AudioChunk]:
+        """Takes the next piece of text; gives an empty chunk where it has not arrived."""
+        try:
+            piece = next(self.pieces)
+        except StopIteration:
+            self.script.close()
+            return
+        if piece is None:
+            yield AudioChunk(np.zeros(0, np.float32), self.sample_rate)
+        else:
+            self.script.push(piece)
 
     def _speak(self, part: Part) -> Iterator[AudioChunk]:
         before, prompt = self.carry.begin(len(part.ids))
@@ -280,7 +289,7 @@ class TokenSpeech:
             spoken: list[Tensor] = []
             while not plan.done:
                 if plan.starved:
-                    self._grow(part, plan)
+                    yield from self._grow(part, plan)
                     continue
                 for frame in self.generation.tick().values():
                     spoken = [*spoken, frame.codes][-self.carry.frames - 1 :]
@@ -290,12 +299,12 @@ class TokenSpeech:
         finally:
             self.generation.leave(0)
 
-    def _grow(self, part: Part, plan: TokenPlan) -> None:
+    def _grow(self, part: Part, plan: TokenPlan) -> Iterator[AudioChunk]:
         """Gives the request what has arrived of its sentence, or asks for more text."""
         grown = self.script.grow()
         if grown is None:
             if self.script.waits:
-                self._feed()
+                yield from self._feed()
             return
         have = len(part.ids)
         if self.script.growing:

@@ -127,7 +127,7 @@ class TokenSynthesizer:
     # -- speaking -----------------------------------------------------------------------------------------------------
     def stream(
         self,
-        text: str | Iterable[str],
+        text: str | Iterable[str | None],
         *,
         voice: str | Voice | None = None,
         speed: float = 1.0,
@@ -146,6 +146,7 @@ class TokenSynthesizer:
         """Speaks a text, or pieces of text as they arrive.
 
         Args:
+            text: of pieces, None says that no more has arrived yet: a chunk without samples is given for it.
             voice: one of `voices`, or a voice file's content (of a model with a flow): its tokens and mel are the
                 flow's prompt, and with its transcript also that of the language model.
             speed: 0.5 to 2, by repeating and leaving out frames. seed: the same seed gives the same audio.
@@ -213,7 +214,7 @@ class TokenSynthesizer:
             return self.sound.flow.config.patch * self.sound.vocoder.frame_size
         return self.sound.frame_size
 
-    def _script(self, text: str | Iterable[str], split: Split) -> Script:
+    def _script(self, text: str | Iterable[str | None], split: Split) -> Script:
         if isinstance(text, str):
             return Script(self.frontend, text)
         return Script(self.frontend, by="clause" if split == "word" and not reads_growing_text(self.lm) else split)

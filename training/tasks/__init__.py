@@ -14,6 +14,7 @@ TASKS = {
     "ctc": "CTCTask",
     "codec": "CodecTask",
     "lm": "LMTask",
+    "latent_lm": "LatentLMTask",
     "token_lm": "TokenLMTask",
     "flow": "FlowTask",
     "vocoder": "VocoderTask",

@@ -53,6 +53,7 @@ class Options(BaseModel):
     bypass: share of items whose latents pass unquantized.
     gan: the adversarial stage, or None.
     predicted_f0: share of steps in which the head must use its own F0, as it does in use.
+    energy: train the waveform by the spectral energy distance, with two samples of the head's noise (`SpectralLoss`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,6 +73,7 @@ class Options(BaseModel):
     voicing: float = 0.5
     kl: float = 1e-3
     freeze_encoder: bool = False
+    energy: bool = False
     gan: Gan | None = None
     gain_db: tuple[float, float] = (-10.0, 2.0)
 
@@ -146,8 +148,9 @@ class _Network(nn.Module):
             batch["levels"],
             batch["bypass"],
             teacher if self.model.config.semantic == "teacher_input" else None,
+            o.energy,
         )
-        total, losses = self._audio_losses(out.head.audio, audio[:, 0], step)
+        total, losses = self._audio_losses(out.head.audio, audio[:, 0], out.other, step)
         for name, value in out.quantized.losses.items():
             losses[name] = value
             total = total + getattr(o, name) * value
@@ -162,14 +165,16 @@ class _Network(nn.Module):
             losses["used"] = (usage > 0.1 * usage.mean(1, keepdim=True)).float().mean()
         return {"loss": total, **losses}
 
-    def _audio_losses(self, made: Tensor, wanted: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def _audio_losses(
+        self, made: Tensor, wanted: Tensor, other: Tensor | None, step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """What is asked of the waveform `[batch, sample]`, and the discriminators' own loss."""
         gan = self.options.gan
         warm = gan is not None and step >= gan.warmup
         # The balancer needs the gradients at the audio: the losses are taken on a copy that has no past.
         balance = self.balancer is not None and warm and made.requires_grad
         copy = made.detach().requires_grad_() if balance else made
-        losses = self.spectral(copy, wanted)
+        losses = self.spectral(copy, wanted, other)
         if gan is None or self.discriminators is None:
             return self.options.stft * losses["stft"] + self.options.mel * losses["mel"], losses
         real = self.discriminators(wanted)

@@ -20,11 +20,11 @@ from ...codecs.loading import load_weights, model_folder, read_config, validated
 from ...tts.lm import SpeechLM, SpeechLMConfig, phone_features
 from ...tts.text import is_pause
 from ..align import pointers, progress_of, speaking_rate
-from ..pack import Pack
+from ..pack import ALIGN_RATE, Pack
 from ..recipe import Recipe
 from ..sampling import Mixture, Pick
 
-__all__ = ["LMTask"]
+__all__ = ["LMTask", "Options"]
 
 
 class Options(BaseModel):
@@ -48,8 +48,12 @@ class Options(BaseModel):
 
 
 class LMTask:
+    track = "codes"
+    """What a row holds of the sound."""
+
     def __init__(self, recipe: Recipe) -> None:
-        self.options = Options.model_validate(recipe.options)
+        self.options = self.read(recipe.options)
+        self._prepare()
         self.mixture = Mixture(recipe.data, texts=True)
         voices = sorted({p.entries[int(i)].voice for p, u in zip(self.mixture.packs, self.mixture.usable) for i in u})
         self._drop_unaligned()
@@ -61,8 +65,19 @@ class LMTask:
             self.model = _continued(model_folder(str(recipe.init)), recipe.model, dict(zip(voices, rates, strict=True)))
         self.settings = self.model.config
         self.voice_ids = {voice: i for i, voice in enumerate(self.settings.voices)}
-        self.network = _Network(self.model, self.options)
+        self.network = self._network()
         self.seconds = recipe.batch_seconds
+
+    def _network(self) -> nn.Module:
+        return _Network(self.model, self.options)
+
+    @staticmethod
+    def read(options: dict[str, Any]) -> Options:
+        """The task's options."""
+        return Options.model_validate(options)
+
+    def _prepare(self) -> None:
+        """For a task that needs something before its model is built."""
 
     def config(self) -> dict[str, Any]:
         return {"kind": "lm", "codec": self.options.codes, **self.settings.model_dump()}
@@ -90,31 +105,36 @@ class LMTask:
     def batch(self, rng: np.random.Generator, step: int) -> dict[str, Tensor]:
         rows = [self._row(pick, rng) for pick in self.mixture.bucket(rng, self.seconds)]
         out = {}
-        for name in ("codes", "phones", "word_start", "upcoming", "pointer", "progress", "advance"):
+        for name in (self.track, "phones", "word_start", "upcoming", "pointer", "progress", "advance"):
             items = [row[name] for row in rows]
             longest = max(len(x) for x in items)
-            fill = {"codes": self.settings.vocab, "advance": -100}.get(name, 0)
+            fill = {"codes": self.settings.vocab, "advance": -100}.get(name, 0)  # samples are padded with silence
             padded = [F.pad(x, (0, 0) * (x.ndim - 1) + (0, longest - len(x)), value=fill) for x in items]
             out[name] = torch.stack(padded)
-        out["codes"] = out["codes"].transpose(1, 2)
+        if self.track == "codes":
+            out["codes"] = out["codes"].transpose(1, 2)
         out["voice"] = torch.tensor([row["voice"] for row in rows])
         out["rate"] = torch.tensor([row["rate"] for row in rows], dtype=torch.float32)
         return out
 
     def _row(self, pick: Pick, rng: np.random.Generator) -> dict[str, Any]:
         pack, index = pick.pack, pick.index
-        entry = pack.entries[index]
         track, offsets = pack.track(f"codes.{self.options.codes}.u16", np.uint16, self.settings.codebooks)
         codes = np.asarray(track[offsets[index] : offsets[index + 1]], np.int64)
+        return {"codes": torch.from_numpy(codes), **self._text(pick, len(codes), ALIGN_RATE / 25, rng)}
+
+    def _text(self, pick: Pick, frames: int, per_frame: float, rng: np.random.Generator) -> dict[str, Any]:
+        """What the model reads beside its own past, and where the pointer goes, for an utterance of so many frames."""
+        pack, index = pick.pack, pick.index
+        entry = pack.entries[index]
         starts, align_offsets = pack.track("align.i16", np.int16)
         starts = np.asarray(starts[align_offsets[index] : align_offsets[index + 1], 0])
-        pointer = pointers(starts, len(codes))
+        pointer = pointers(starts, frames, per_frame)
         # The last frame advances past the end: that is the stop.
         following = np.append(pointer[1:], len(entry.phones) + 1)
         features = phone_features(entry.phones, {word[1] for word in entry.words})
         rate = np.log(self._rate(pack, index) / self.settings.rates[self.voice_ids[entry.voice]])
         return {
-            "codes": torch.from_numpy(codes),
             "phones": features.phones,
             "word_start": features.word_start,
             "upcoming": features.upcoming,

@@ -24,7 +24,8 @@ class Options(BaseModel):
     """Attributes:
     crop: seconds per item. warm: a native codec whose decoder the vocoder starts from (its last blocks and head).
     predicted_f0: share of steps in which the head must use its own F0. blur: largest standard deviation of noise on the
-        mel, so that the vocoder forgives a predicted one.
+        mel, so that the vocoder forgives a predicted one. energy: train by the spectral energy distance, with two
+        samples of the noise (`SpectralLoss`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,6 +34,7 @@ class Options(BaseModel):
     warm: str | None = None
     predicted_f0: float = 0.3
     blur: float = 0.1
+    energy: bool = True
     stft: float = 1.0
     mel: float = 1.0
     f0: float = 2.0
@@ -78,8 +80,10 @@ class _Network(nn.Module):
             mel, _ = self.model.encode(audio)
             blur = o.blur * torch.rand(len(mel), 1, 1, device=mel.device)
             mel = mel + blur * torch.randn_like(mel)
-        head = self.model.synthesise(mel, None, None if bool(batch["own_f0"]) else f0)
-        losses = self.spectral(head.audio, audio[:, 0])
+        given, hidden = None if bool(batch["own_f0"]) else f0, self.model.hidden(mel)
+        head = self.model.head(hidden, None, given)
+        other = self.model.head(hidden, None, given).audio if o.energy else None
+        losses = self.spectral(head.audio, audio[:, 0], other)
         total = o.stft * losses["stft"] + o.mel * losses["mel"]
         if head.log_f0 is not None:
             losses |= pitch_losses(head, f0)

@@ -1,0 +1,137 @@
+"""Trains the pointer-layout language model on continuous tokens (MELLE, KALL-E, flow heads).
+
+As `training/tasks/lm.py`, with latents that a codec makes of the packed audio on the way. The model's own past is
+corrupted here too: noised by a random amount per utterance (CAM, Hussain et al. 2024, in the variance-preserving form of
+CALM), and blanked at some steps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from ...codecs.base import Codec
+from ...codecs.grouped import grouped
+from ...codecs.loading import load_codec
+from ...errors import ConfigError
+from ...tts.latent_heads import LatentHead
+from ...tts.lm import SpeechLM
+from ..pack import ALIGN_RATE, SAMPLE_RATE
+from ..sampling import Pick
+from .lm import LMTask
+from .lm import Options as LMOptions
+
+__all__ = ["LatentLMTask"]
+
+FITTED = 24
+"""Utterances from which the latents' mean and scale are taken."""
+
+
+class Options(LMOptions):
+    """Attributes:
+    codes: name or folder of the codec of latents. noise: largest share of the past's variance that is noise.
+    losses: weights of the head's losses. warm: steps before MELLE's KL counts. normalise: whether the latents are
+        normalised by their own mean and scale (a mel is as it is).
+    """
+
+    noise: float = Field(default=0.3, ge=0, lt=1)
+    losses: dict[str, float] = {"regression": 1.0, "kl": 0.1, "flux": 0.1, "flow": 1.0, "map": 0.3}
+    warm: int = 100
+    normalise: bool = False
+    share: float = 1.0
+
+
+class LatentLMTask(LMTask):
+    track = "audio"
+    options: Options
+
+    @staticmethod
+    def read(options: dict[str, Any]) -> Options:
+        return Options.model_validate(options)
+
+    def _prepare(self) -> None:
+        self.codec = load_codec(self.options.codes).requires_grad_(False)
+
+    def _network(self) -> nn.Module:
+        latent = self.settings.latent
+        if latent is None:
+            raise ConfigError("the task latent_lm needs model.latent and a continuous head")
+        self.steps_of = grouped(self.codec, latent.group)
+        if self.steps_of.frame_spec.dim != latent.dim:
+            raise ConfigError(
+                f"{latent.group} frames of {self.options.codes} have {self.steps_of.frame_spec.dim} numbers; "
+                f"model.latent.dim says {latent.dim}"
+            )
+        if self.options.normalise and not bool((self._head.mean != 0).any()):
+            self._head.fit(self._examples())
+        return _Network(self.model, self.options, self.steps_of)
+
+    @property
+    def _head(self) -> LatentHead:
+        assert isinstance(self.model.head, LatentHead)
+        return self.model.head
+
+    @torch.no_grad()
+    def _examples(self) -> Tensor:
+        """Latents `[n, dim]` of the first utterances of every pack."""
+        waves = [pack.wave(int(i)) for pack, use in zip(self.mixture.packs, self.mixture.usable) for i in use[:FITTED]]
+        return torch.cat([self.steps_of.encode(torch.from_numpy(w)[None, None])[0][0].T for w in waves])
+
+    def _row(self, pick: Pick, rng: np.random.Generator) -> dict[str, Any]:
+        size = self.steps_of.frame_size
+        wave = torch.from_numpy(pick.pack.wave(pick.index))
+        wave = F.pad(wave, (0, -len(wave) % size))
+        steps = len(wave) // size
+        return {"audio": wave, **self._text(pick, steps, ALIGN_RATE * size / SAMPLE_RATE, rng)}
+
+
+class _Network(nn.Module):
+    """The codec is kept out of `parameters()`, in eval mode."""
+
+    def __init__(self, model: SpeechLM, options: Options, codec: Codec) -> None:
+        super().__init__()
+        self.model, self.options = model, options
+        self._codec = [codec]
+
+    def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        model, options, head = self.model, self.options, self.model.head
+        assert isinstance(head, LatentHead)
+        with torch.no_grad():
+            steps, spread = self._codec[0].to(batch["audio"].device).posterior(batch["audio"][:, None])
+            steps = steps.float()
+            if spread is None:
+                log_spread = float(np.log(head.config.spread)) + head.scale.log()
+                spread = log_spread[:, None].expand_as(steps)
+        before = model.shift(steps)
+        encoded = model.phones(batch["phones"], batch["word_start"], batch["upcoming"])
+        hidden = model.hidden(
+            self._corrupt(before), encoded, batch["pointer"], batch["progress"], batch["voice"], batch["rate"]
+        )
+        advance = F.cross_entropy(model.advance(hidden).float().transpose(1, 2), batch["advance"], ignore_index=-100)
+        holds = batch["advance"] != -100
+        chosen = holds & (torch.rand(holds.shape, device=holds.device) < options.share)
+        rows = (x.transpose(1, 2)[chosen] for x in (steps, spread, before))
+        losses = head.loss(hidden[chosen], *rows)
+        total = options.advance * advance
+        for name, value in losses.items():
+            weight = options.losses.get(name, 1.0)
+            if name == "kl" and len(losses) > 1 and step < options.warm:
+                weight = 0.0  # MELLE: the regression first
+            total = total + weight * value
+        return {"loss": total, "advance": advance, **losses}
+
+    def _corrupt(self, previous: Tensor) -> Tensor:
+        """The past `[batch, dim, step]` with noise, some steps blanked."""
+        head, options = self.model.head, self.options
+        assert isinstance(head, LatentHead)
+        batch, _, time = previous.shape
+        share = options.noise * torch.rand(batch, 1, 1, device=previous.device)
+        middle, scale = head.mean[:, None], head.scale[:, None]
+        noisy = (1 - share).sqrt() * (previous - middle) + share.sqrt() * scale * torch.randn_like(previous) + middle
+        blank = torch.rand(batch, 1, time, device=previous.device) < options.blank
+        return noisy.masked_fill(blank, float("nan"))
