@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
     from ..codecs.base import Codec
     from ..codecs.container import QvrHeader
+    from ..codecs.entropy import EntropyTables
     from .audio import AudioSource
 
-__all__ = ["Coded", "Coder", "levels_of", "load_marked"]
+__all__ = ["Coded", "Coder", "fit_entropy", "levels_of", "load_marked", "tables_of"]
 
 
 @dataclass(frozen=True)
@@ -39,38 +40,42 @@ class Coder:
 
     Attributes:
         mark: its name and the SHA-256 of its weights, which a file carries. levels: codebooks that are kept.
-        chunk_frames: frames under one checksum.
+        chunk_frames: frames under one checksum. tables: of entropy coding, None: codes are packed.
     """
 
     codec: Codec
     mark: tuple[str, str]
     levels: int
     chunk_frames: int = 50
+    tables: EntropyTables | None = None
 
     @classmethod
-    def load(cls, name: str, threads: int = 1, *, codebooks: int | None = None, chunk_frames: int = 50) -> Coder:
-        """A bundled codec or a folder.
+    def load(
+        cls, name: str, threads: int = 1, *, codebooks: int | None = None, chunk_frames: int = 50, entropy: bool = False
+    ) -> Coder:
+        """A bundled codec or a folder; with `entropy`, by the tables that lie in it.
 
         Raises:
-            BadInput: codebooks or chunk frames out of range, or a codec of latents. MissingFile, ...: of the codec.
+            BadInput: codebooks or chunk frames out of range, or a codec of latents. MissingFile, ...: of the codec, or
+                it has no tables.
         """
         if not 1 <= chunk_frames <= 1 << 16:
             raise BadInput(f"--chunk-frames must lie between 1 and 65536, not {chunk_frames}")
         codec, mark = load_marked(name, threads)
-        return cls(codec, mark, levels_of(codebooks, codec), chunk_frames)
+        tables = tables_of(name, mark) if entropy else None
+        return cls(codec, mark, levels_of(codebooks, codec), chunk_frames, tables)
 
     def encode(self, audio: AudioSource, file: BinaryIO) -> Coded:
         """Codes a whole source, in constant memory; silence fills the last frame."""
-        from ..codecs.container import QvrWriter, qvr_size
+        from ..codecs.container import QvrWriter
 
         header, rate = self._header(audio), self.codec.sample_rate
         counter = _Counter()
-        with QvrWriter(file, header) as writer:
-            for codes in self._codes(counter.count(audio.blocks(rate)), audio.channels):
+        with QvrWriter(file, header, self.tables) as writer:
+            for codes in self.codes(counter.count(audio.blocks(rate)), audio.channels):
                 writer.write(codes)
             writer.finish(counter.samples)
-        size = qvr_size(header, writer.frames)
-        return Coded(counter.samples, writer.frames, size, rate, audio.channels)
+        return Coded(counter.samples, writer.frames, writer.bytes, rate, audio.channels)
 
     def _header(self, audio: AudioSource) -> QvrHeader:
         from ..codecs.container import QvrHeader
@@ -86,13 +91,14 @@ class Coder:
             rate_num=spec.rate.numerator,
             rate_den=spec.rate.denominator,
             chunk_frames=self.chunk_frames,
+            entropy_sha256=None if self.tables is None else self.tables.sha256,
         )
         if audio.frames is None:  # the totals stand at the end of the file only
             return header
         samples = -(-audio.frames * rate // audio.sample_rate)
         return header.with_totals(samples, -(-samples // self.codec.frame_size))
 
-    def _codes(self, blocks: Iterable[np.ndarray], channels: int) -> Iterator[np.ndarray]:
+    def codes(self, blocks: Iterable[np.ndarray], channels: int) -> Iterator[np.ndarray]:
         """Audio blocks [channels, n] -> codes [channels, levels, frames]."""
         import torch
 
@@ -132,6 +138,38 @@ def load_marked(name: str, threads: int) -> tuple[Codec, tuple[str, str]]:
     codec = load_codec(name)
     folder = codec_folder(name)
     return codec, (name if is_hub_id(name) else folder.resolve().name, weights_sha256(folder))
+
+
+def fit_entropy(coder: Coder, sources: Iterable[str], minutes: float | None = None) -> tuple[EntropyTables, float]:
+    """Entropy tables from the codes of audio files, and the seconds that were heard (`minutes` at most)."""
+    from ..codecs.entropy import classes_of, code_vectors, fit_tables
+    from .audio import open_audio
+
+    heard, rate = _Counter(), coder.codec.sample_rate
+
+    def codes() -> Iterator[np.ndarray]:
+        import numpy as np
+
+        for source in sources:
+            if minutes is not None and heard.samples >= 60 * minutes * rate:
+                return
+            with open_audio(source) as audio:
+                blocks = list(coder.codes(heard.count(audio.blocks(rate)), audio.channels))
+                if blocks:
+                    yield from np.concatenate(blocks, 2)
+
+    spec, vectors = coder.codec.frame_spec, code_vectors(coder.codec)
+    classes = None if vectors is None else classes_of(vectors)
+    tables = fit_tables(codes(), spec.codebooks, spec.vocab, classes)
+    return tables, heard.samples / rate
+
+
+def tables_of(name: str, mark: tuple[str, str]) -> EntropyTables:
+    """The entropy tables of a codec, by its name and what `load_marked` says of it. Raises as `load_tables`."""
+    from ..codecs.entropy import load_tables
+    from ..codecs.loading import codec_folder
+
+    return load_tables(codec_folder(name), mark[1])
 
 
 def levels_of(codebooks: int | None, codec: Codec) -> int:

@@ -10,15 +10,17 @@ Layout, all integers little endian (docs/container.md has the table):
 A payload holds its frames one after another; a frame holds channel after channel, a channel codebook after codebook,
 a code is `bits` bits, most significant first. So a prefix of chunks can be decoded while the rest is still on its way.
 The totals stand in the header when they are known before the first chunk, and always at the end: a pipe can be written,
-and a file without its end is known to be cut. Counts are integers, the frame rate is an exact fraction. There is no
-pickle and no entropy coder whose float maths differs between machines.
+and a file without its end is known to be cut. Counts are integers, the frame rate is an exact fraction.
+
+A file of version 2 is entropy coded: its header names the tables (`entropy_sha256`), its payloads are those of
+`entropy.EntropyTables`, integers throughout; all else is the same. Files without it stay version 1.
 """
 
 from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -27,9 +29,11 @@ import numpy as np
 import pydantic
 
 from ..errors import BadInput, CorruptFile
+from .entropy import EntropyTables, most_bytes
 
 MAGIC = b"\x89QVR\r\n\x1a\n"  # as PNG's: a transfer that changes line ends or strips bit 8 is seen at once
-VERSION = 1
+PACKED, CODED = 1, 2
+"""Versions: every code in so many bits, or entropy coded."""
 MAX_HEADER_BYTES = 1 << 16
 MAX_VOCAB = 1 << 24
 DEFAULT_CHUNK_FRAMES = 50
@@ -45,6 +49,7 @@ class QvrHeader(pydantic.BaseModel):
 
     `samples` and `frames` count one channel, `samples` at `sample_rate`; None while they are unknown (a pipe).
     `rate_num / rate_den` is the frame rate in Hz, `chunk_frames` the frames of every chunk but the last.
+    `entropy_sha256` names the tables that an entropy coded file needs; None: its codes are packed.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -60,6 +65,11 @@ class QvrHeader(pydantic.BaseModel):
     chunk_frames: int = pydantic.Field(default=DEFAULT_CHUNK_FRAMES, ge=1, le=1 << 16)
     samples: int | None = pydantic.Field(default=None, ge=0, lt=1 << 63)
     frames: int | None = pydantic.Field(default=None, ge=0, lt=1 << 63)
+    entropy_sha256: str | None = pydantic.Field(default=None, pattern=r"^[0-9a-f]{64}$")
+
+    @property
+    def version(self) -> int:
+        return PACKED if self.entropy_sha256 is None else CODED
 
     @property
     def rate(self) -> Fraction:
@@ -82,15 +92,21 @@ class QvrHeader(pydantic.BaseModel):
         return self.frame_bits * self.rate
 
     def payload_bytes(self, frames: int) -> int:
-        """Bytes that `frames` frames occupy in one chunk."""
+        """Bytes that `frames` frames occupy in one chunk, packed."""
         return (frames * self.frame_bits + 7) // 8
+
+    def payload_fits(self, length: int, frames: int) -> bool:
+        """Whether a chunk of so many frames can be so long."""
+        if self.entropy_sha256 is None:
+            return length == self.payload_bytes(frames)
+        return length <= most_bytes(frames * self.codebooks * self.channels)
 
     def with_totals(self, samples: int, frames: int) -> QvrHeader:
         return self.model_copy(update={"samples": samples, "frames": frames})
 
 
 def qvr_size(header: QvrHeader, frames: int) -> int:
-    """Exact size in bytes of a file with this header and so many frames."""
+    """Exact size in bytes of a packed file with this header and so many frames."""
     whole, rest = divmod(frames, header.chunk_frames)
     chunks = whole + bool(rest)
     payload = whole * header.payload_bytes(header.chunk_frames) + header.payload_bytes(rest)
@@ -116,19 +132,25 @@ def unpack_codes(payload: bytes, count: int, bits: int) -> np.ndarray:
 class QvrWriter:
     """Writes codes as they come; keeps less than one chunk in memory. `file` needs only `write`.
 
+    With `tables` the codes are entropy coded; they must be those that the header names. `bytes` counts what was
+    written.
+
     Use as a context manager and call `finish(samples)`; a writer that is left without `finish` leaves a file that
     every reader reports as cut, which is what it is.
     """
 
-    def __init__(self, file: BinaryIO, header: QvrHeader) -> None:
+    def __init__(self, file: BinaryIO, header: QvrHeader, tables: EntropyTables | None = None) -> None:
+        _check_tables(header, tables)
         self.header = header
         self.frames = 0
+        self.bytes = 0
+        self._tables = tables
         self._file = file
         self._chunk = 0
         self._pending: list[np.ndarray] = []
         self._pending_frames = 0
         self._finished = False
-        file.write(_header_bytes(header))
+        self._put(_header_bytes(header))
 
     def __enter__(self) -> QvrWriter:
         return self
@@ -175,31 +197,60 @@ class QvrWriter:
         block, rest = joined[:, :, :frames], joined[:, :, frames:]
         self._pending = [rest] if rest.shape[2] else []
         self._pending_frames = rest.shape[2]
-        payload = pack_codes(block.transpose(2, 0, 1).reshape(-1), self.header.bits)
+        if self._tables is None:
+            payload = pack_codes(block.transpose(2, 0, 1).reshape(-1), self.header.bits)
+        else:
+            payload = self._tables.encode(block)
         self._write_record(len(payload), frames, payload)
         self.frames += frames
         self._chunk += 1
 
     def _write_record(self, length: int, frames: int, payload: bytes) -> None:
-        self._file.write(_CHUNK.pack(length, frames, _record_crc(self._chunk, length, frames, payload)) + payload)
+        self._put(_CHUNK.pack(length, frames, _record_crc(self._chunk, length, frames, payload)) + payload)
+
+    def _put(self, part: bytes) -> None:
+        self._file.write(part)
+        self.bytes += len(part)
 
 
 class QvrReader:
     """Reads and verifies a .qvr file; iterate over it for int64 codes [channels, codebooks, frames], chunk by chunk.
 
     `file` needs only `read`. `header` is there at once; `samples` and `frames` are None until they are known, and sure
-    once the iteration has ended. Raises CorruptFile that names the place of the damage.
+    once the iteration has ended; `bytes` counts what was read. Raises CorruptFile that names the place of the damage.
+
+    Args:
+        tables: finds the tables of an entropy coded file by its header.
+
+    Raises:
+        BadInput: no tables, or not those that the file names.
     """
 
-    def __init__(self, file: BinaryIO, name: str = "the file") -> None:
+    def __init__(
+        self, file: BinaryIO, name: str = "the file", tables: Callable[[QvrHeader], EntropyTables] | None = None
+    ) -> None:
         self._file = file
+        self._find = tables
         self._name = name
         self._offset = 0
         self.header = self._read_header()
         self.samples = self.header.samples
         self.frames = self.header.frames
 
+    @property
+    def bytes(self) -> int:
+        return self._offset
+
     def __iter__(self) -> Iterator[np.ndarray]:
+        tables = None
+        if self.header.entropy_sha256 is not None:
+            tables = self._find(self.header) if self._find else None
+            _check_tables(self.header, tables)
+        for payload, frames, place in self.chunks():
+            yield self._codes(payload, frames, place, tables)
+
+    def chunks(self) -> Iterator[tuple[bytes, int, str]]:
+        """Every payload as it stands, its frames, and where it lies; checked against its checksum."""
         number, seen, short = 0, 0, False
         while True:
             start = self._offset
@@ -208,19 +259,21 @@ class QvrReader:
             if length == 0 and frames == 0:
                 self._read_end(number, crc, seen, place)
                 return
-            if short or not 1 <= frames <= self.header.chunk_frames or length != self.header.payload_bytes(frames):
+            if short or not 1 <= frames <= self.header.chunk_frames or not self.header.payload_fits(length, frames):
                 raise self._corrupt(place, f"impossible size ({length} bytes, {frames} frames)")
             payload = self._read(length, place)
             if _record_crc(number, length, frames, payload) != crc:
                 raise self._corrupt(place, "checksum does not match")
-            yield self._codes(payload, frames, place)
+            yield payload, frames, place
             short = frames < self.header.chunk_frames
             seen += frames
             number += 1
 
-    def _codes(self, payload: bytes, frames: int, place: str) -> np.ndarray:
+    def _codes(self, payload: bytes, frames: int, place: str, tables: EntropyTables | None) -> np.ndarray:
         shape = (frames, self.header.channels, self.header.codebooks)
         try:
+            if tables is not None:
+                return tables.decode(payload, *shape[1:], frames)
             flat = unpack_codes(payload, frames * shape[1] * shape[2], self.header.bits)
         except ValueError as error:
             raise self._corrupt(place, str(error)) from None
@@ -248,9 +301,9 @@ class QvrReader:
             raise CorruptFile(
                 f"{self._name} is not a .qvr file (or its first bytes are damaged); encode the audio again"
             )
-        if version != VERSION:
+        if version not in (PACKED, CODED):
             raise CorruptFile(
-                f"{self._name} has .qvr version {version}, this quaver reads version {VERSION}; "
+                f"{self._name} has .qvr version {version}, this quaver reads versions {PACKED} and {CODED}; "
                 "use the quaver that wrote it, or encode the audio again"
             )
         if length > MAX_HEADER_BYTES:
@@ -260,10 +313,13 @@ class QvrReader:
         if zlib.crc32(prefix + text) != crc:
             raise self._corrupt("the header", "checksum does not match")
         try:
-            return QvrHeader.model_validate_json(text)
+            header = QvrHeader.model_validate_json(text)
         except pydantic.ValidationError as error:
             first = error.errors()[0]
             raise self._corrupt("the header", f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        if header.version != version:
+            raise self._corrupt("the header", f"version {version} does not go with entropy_sha256")
+        return header
 
     def _read(self, size: int, place: str) -> bytes:
         """Exactly `size` bytes; a pipe may hand them out in pieces."""
@@ -297,9 +353,11 @@ def write_qvr(file: BinaryIO, header: QvrHeader, blocks: Iterable[Any]) -> int:
         return writer.frames
 
 
-def read_qvr(file: BinaryIO, name: str = "the file") -> tuple[QvrHeader, np.ndarray]:
+def read_qvr(
+    file: BinaryIO, name: str = "the file", tables: Callable[[QvrHeader], EntropyTables] | None = None
+) -> tuple[QvrHeader, np.ndarray]:
     """The whole file: header with its totals, and int64 codes [channels, codebooks, frames]. Raises CorruptFile."""
-    reader = QvrReader(file, name)
+    reader = QvrReader(file, name, tables)
     blocks = list(reader)
     header = reader.header.with_totals(reader.samples or 0, reader.frames or 0)
     empty = np.zeros((header.channels, header.codebooks, 0), dtype=np.int64)
@@ -308,15 +366,19 @@ def read_qvr(file: BinaryIO, name: str = "the file") -> tuple[QvrHeader, np.ndar
 
 def verify_qvr(file: BinaryIO, name: str = "the file") -> QvrHeader:
     """Read everything, keep nothing: the header with its totals. Raises CorruptFile at the first damage."""
-    reader = QvrReader(file, name)
-    for _ in reader:
+    return verified(QvrReader(file, name))
+
+
+def verified(reader: QvrReader) -> QvrHeader:
+    """As `verify_qvr`. Entropy coded payloads are checked by their checksums alone: their tables are not asked for."""
+    for _ in reader.chunks() if reader.header.entropy_sha256 else reader:
         pass
     return reader.header.with_totals(reader.samples or 0, reader.frames or 0)
 
 
 def _header_bytes(header: QvrHeader) -> bytes:
-    text = header.model_dump_json().encode()
-    start = _PREFIX.pack(MAGIC, VERSION, len(text)) + text
+    text = header.model_dump_json(exclude={"entropy_sha256"} if header.version == PACKED else None).encode()
+    start = _PREFIX.pack(MAGIC, header.version, len(text)) + text
     return start + _CRC.pack(zlib.crc32(start))
 
 
@@ -331,3 +393,16 @@ def _check_totals(header: QvrHeader, samples: int, frames: int) -> str | None:
     if samples * header.rate_num > frames * header.rate_den * header.sample_rate:
         return f"{frames} frames cannot hold {samples} samples"
     return None
+
+
+def _check_tables(header: QvrHeader, tables: EntropyTables | None) -> None:
+    if header.entropy_sha256 is None and tables is None:
+        return
+    found = None if tables is None else tables.sha256
+    if tables is None or found != header.entropy_sha256:
+        raise BadInput(
+            f"the file is entropy coded with the tables {(header.entropy_sha256 or 'none')[:12]} of {header.model}, "
+            f"here are {(found or 'none')[:12]}; use the codec folder that it was made with"
+        )
+    if tables.vocab != header.vocab or tables.codebooks < header.codebooks:
+        raise BadInput("the entropy tables are for codes of another kind; use the codec folder that the file names")

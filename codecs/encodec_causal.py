@@ -96,7 +96,7 @@ class EncodecCodec(CausalCodec):
 
     def init_state(self, batch: int) -> State:
         state = self._state_of(batch, encoder=self.encoder, decoder=self.decoder)
-        device = self.quantizer.codebook.device
+        device = next(self.parameters()).device
         self._add_pending(state, device)
         state.add("held", self.config.hidden_size, self.late_frames, device=device)
         state.add("held_length", dtype=torch.long, device=device)

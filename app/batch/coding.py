@@ -27,6 +27,7 @@ class CodingWork:
     codec: str
     codebooks: int | None = None
     chunk_frames: int = 50
+    entropy: bool = False
     suffix: str = ".qvr"
     width: int = 1
 
@@ -41,10 +42,14 @@ class CodingWork:
             "chunk_frames": self.chunk_frames,
             "codec": _hash(self.codec),
             "source": [found.st_size, found.st_mtime_ns] if found else None,
-        }
+        } | ({"entropy": True} if self.entropy else {})  # a packed job keeps the name it always had
 
     def check(self) -> None:
-        Coder.load(self.codec, 1, codebooks=self.codebooks, chunk_frames=self.chunk_frames)
+        self.coder(1)
+
+    def coder(self, threads: int) -> Coder:
+        settings = {"codebooks": self.codebooks, "chunk_frames": self.chunk_frames, "entropy": self.entropy}
+        return Coder.load(self.codec, threads, **settings)
 
     def station(self, out: Path, threads: int) -> CodingStation:
         return CodingStation(self, out, threads)
@@ -90,8 +95,7 @@ class CodingStation:
 
     def _code(self, task: Task) -> Entry:
         if self.coder is None:
-            work = self.work
-            self.coder = Coder.load(work.codec, self.threads, codebooks=work.codebooks, chunk_frames=work.chunk_frames)
+            self.coder = self.work.coder(self.threads)
         target, row = inside(self.out, task.path), task.row
         with open_audio(row.source) as audio, replacing(target) as file:
             made = self.coder.encode(audio, file)

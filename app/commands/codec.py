@@ -41,6 +41,9 @@ def encode(
     ] = DEFAULT_CODEC,
     codebooks: Annotated[int | None, typer.Option("--codebooks", help="Keep only the first so many codebooks.")] = None,
     chunk_frames: Annotated[int, typer.Option("--chunk-frames", help="Frames under one checksum.")] = 50,
+    entropy: Annotated[
+        bool, typer.Option("--entropy", help="Code by how often codes occur: smaller, and needs the codec's tables.")
+    ] = False,
     threads: Annotated[int, typer.Option("--threads", help="CPU threads.")] = 1,
     workers: WORKERS = None,
     shard_rows: SHARD_ROWS = 0,
@@ -57,7 +60,7 @@ def encode(
         from ..batch.rows import audio_rows
         from ..batch.run import Job, local
 
-        work = CodingWork(codec, codebooks, chunk_frames)
+        work = CodingWork(codec, codebooks, chunk_frames, entropy)
         names = Names(template_of(None, shard_rows), work.suffix, shard_rows)
         rows = partial(audio_rows, Path(source))
         job = Job(rows, Path(target), work, names, part=parse_part(part), retry_failed=retry_failed)
@@ -73,7 +76,7 @@ def encode(
     from ..coding import Coder
 
     with open_audio(source) as audio:
-        coder = Coder.load(codec, threads, codebooks=codebooks, chunk_frames=chunk_frames)
+        coder = Coder.load(codec, threads, codebooks=codebooks, chunk_frames=chunk_frames, entropy=entropy)
         started = time.perf_counter()
         with replacing(target) as file:
             made = coder.encode(audio, file)
@@ -99,7 +102,7 @@ def decode(
     """Turn a .qvr file back into audio, at the codec's sample rate, to the exact length that went in."""
     from ...codecs.container import QvrReader
     from ..audio import AudioWriter, check_format
-    from ..coding import levels_of, load_marked
+    from ..coding import levels_of, load_marked, tables_of
 
     target = target or _beside(source, ".wav")
     if target != STDIO:
@@ -108,8 +111,9 @@ def decode(
     elif sys.stdout.isatty():
         raise BadInput("audio would fill the terminal; pipe it, or name a file")
     with _open_binary(source) as (file, name):
-        reader = QvrReader(file, name)
-        model, mark = load_marked(codec or _named(reader.header, name), threads)
+        reader = QvrReader(file, name, lambda _: tables_of(used, mark))
+        used = codec or _named(reader.header, name)
+        model, mark = load_marked(used, threads)
         _check_match(reader.header, model, mark, name)
         started = time.perf_counter()
         with AudioWriter(target, model.sample_rate, reader.header.channels, raw=raw) as writer:
@@ -122,10 +126,11 @@ def decode(
 @app.command("info")
 def info(source: Annotated[str, typer.Argument(help='A .qvr file; "-" for stdin.')]) -> None:
     """Verify a .qvr file and print what it holds, as `key: value` lines."""
-    from ...codecs.container import qvr_size, verify_qvr
+    from ...codecs.container import QvrReader, qvr_size, verified
 
     with _open_binary(source) as (file, name):
-        header = verify_qvr(file, name)
+        reader = QvrReader(file, name)
+        header = verified(reader)
     samples, frames = header.samples or 0, header.frames or 0
     seconds = samples / header.sample_rate
     rows: dict[str, Any] = {
@@ -136,11 +141,42 @@ def info(source: Annotated[str, typer.Argument(help='A .qvr file; "-" for stdin.
         "frames": f"{frames} at {_rate(header.rate)} Hz",
         "codes": f"{header.codebooks} codebooks of {header.vocab}",
         "bitrate": f"{float(header.bitrate) / 1000:.3g} kbit/s",
-        "bytes": qvr_size(header, frames),
+        "coder": _coder(header, reader.bytes, qvr_size(header, frames)),
+        "bytes": reader.bytes,
         "state": "complete, every checksum matches",
     }
     for key, value in rows.items():
         typer.echo(f"{key}: {value}")
+
+
+@app.command("fit-entropy")
+def fit(
+    codec: Annotated[str, typer.Argument(help="The codec: a folder, or a bundled name.")],
+    sources: Annotated[list[Path], typer.Argument(help="Audio files, or folders of them, such as will be coded.")],
+    minutes: Annotated[float | None, typer.Option("--minutes", help="Listen to no more than this.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write here instead of into the codec's folder.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the order in which files are taken.")] = 0,
+    threads: Annotated[int, typer.Option("--threads", help="CPU threads.")] = 1,
+) -> None:
+    """Count how often codes follow each other, for `codec encode --entropy`: the codec's entropy tables."""
+    import random
+
+    from ...codecs.entropy import save_tables
+    from ...codecs.loading import codec_folder
+    from ..batch.rows import Row, audio_rows
+    from ..coding import Coder, fit_entropy
+
+    files: list[str] = []
+    for path in sources:
+        files += [row.source for row in audio_rows(path) if isinstance(row, Row)] if path.is_dir() else [str(path)]
+    random.Random(seed).shuffle(files)
+    coder = Coder.load(codec, threads)
+    tables, seconds = fit_entropy(coder, files, minutes)
+    path = save_tables(tables, out or codec_folder(codec), coder.mark[1])
+    typer.echo(path)
+    typer.echo(f"{seconds / 60:.1f} minutes heard, tables {tables.sha256[:12]}", err=True)
 
 
 @app.command("list")
@@ -155,6 +191,12 @@ def list_codecs() -> None:
         streams = f"whole recordings only: {family.no_stream}" if family.no_stream else "streams"
         for name in family.ids:
             typer.echo(f"{name}\t{streams}\t{family.summary}")
+
+
+def _coder(header: QvrHeader, size: int, packed: int) -> str:
+    if header.entropy_sha256 is None:
+        return "packed"
+    return f"entropy, tables {header.entropy_sha256[:12]}, {100 * (1 - size / packed):.1f} % smaller than packed"
 
 
 def _named(header: QvrHeader, name: str) -> str:

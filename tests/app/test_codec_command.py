@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -157,3 +158,55 @@ def test_unknown_codecs_and_targets_are_named(run: Run, tmp_path: Path, tiny_cod
     assert_one_line(run("codec", "decode", "none.qvr"), "none.qvr")
     run("codec", "encode", source, "a.qvr", "--codec", tiny_codec)
     assert_one_line(run("codec", "decode", "a.qvr", "b.doc", "--codec", tiny_codec), ".wav, .flac")
+
+
+@pytest.fixture
+def coded_codec(run: Run, tiny_codec: Path, tmp_path: Path) -> Path:
+    """The tiny codec with entropy tables, in a folder of its own."""
+    folder = tmp_path / "tiny"
+    shutil.copytree(tiny_codec, folder)
+    (tmp_path / "heard").mkdir()
+    for i in range(3):
+        record(tmp_path / "heard" / f"{i}.wav", 40_000 + i)
+    result = run("codec", "fit-entropy", folder, tmp_path / "heard", "--minutes", "1")
+    assert result.code == 0
+    assert "minutes heard" in result.err
+    return folder
+
+
+def test_entropy_coded_files_are_smaller_and_sound_the_same(run: Run, coded_codec: Path, tmp_path: Path) -> None:
+    source = record(tmp_path / "in.wav", 60_000, channels=2)
+    run("codec", "encode", source, "plain.qvr", "--codec", coded_codec)
+    assert run("codec", "encode", source, "coded.qvr", "--codec", coded_codec, "--entropy").code == 0
+    plain, coded = (tmp_path / "plain.qvr").stat().st_size, (tmp_path / "coded.qvr").stat().st_size
+    assert coded < plain
+    for name in ("plain", "coded"):
+        assert run("codec", "decode", f"{name}.qvr", f"{name}.wav", "--codec", coded_codec).code == 0
+    assert (tmp_path / "plain.wav").read_bytes() == (tmp_path / "coded.wav").read_bytes()
+    said = run("codec", "info", "coded.qvr").out.decode()
+    assert "coder: entropy, tables " in said
+    assert f"bytes: {coded}\n" in said
+    assert "coder: packed\n" in run("codec", "info", "plain.qvr").out.decode()
+
+
+def test_entropy_coded_pipes(run: Run, coded_codec: Path, tmp_path: Path) -> None:
+    source = record(tmp_path / "in.wav", 9601)
+    encoded = run("codec", "encode", "-", "-", "--codec", coded_codec, "--entropy", stdin=source.read_bytes())
+    decoded = run("codec", "decode", "-", "-", "--codec", coded_codec, "--quiet", stdin=encoded.out)
+    assert len(decoded.out) == 44 + 2 * 9601
+
+
+def test_entropy_coding_without_the_right_tables_is_one_line(
+    run: Run, coded_codec: Path, tiny_codec: Path, tmp_path: Path
+) -> None:
+    source = record(tmp_path / "in.wav", 9600)
+    assert_one_line(run("codec", "encode", source, "x.qvr", "--codec", tiny_codec, "--entropy"), "fit-entropy")
+    assert not (tmp_path / "x.qvr").exists()
+    run("codec", "encode", source, "a.qvr", "--codec", coded_codec, "--entropy")
+    assert_one_line(run("codec", "decode", "a.qvr", "b.wav", "--codec", tiny_codec), "no entropy tables")
+    run("codec", "fit-entropy", coded_codec, source)
+    assert_one_line(run("codec", "decode", "a.qvr", "b.wav", "--codec", coded_codec), "tables")
+    data = bytearray((tmp_path / "a.qvr").read_bytes())
+    data[-40] ^= 1
+    (tmp_path / "a.qvr").write_bytes(data)
+    assert_one_line(run("codec", "info", "a.qvr"), "damaged")

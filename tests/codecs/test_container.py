@@ -221,8 +221,8 @@ def test_a_writer_that_was_not_finished_is_an_error_and_leaves_a_file_known_to_b
 
 def test_other_files_and_later_versions_get_their_own_message() -> None:
     data = bytearray(encode(SMALL, random_codes(SMALL, 3)))
-    data[8] = 2
-    with pytest.raises(CorruptFile, match="version 2"):
+    data[8] = 3
+    with pytest.raises(CorruptFile, match="version 3"):
         verify_qvr(io.BytesIO(bytes(data)))
     with pytest.raises(CorruptFile, match=r"not a \.qvr file"):
         verify_qvr(io.BytesIO(b"RIFF" + bytes(100)))
