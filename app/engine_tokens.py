@@ -2,7 +2,8 @@
 
 These models speak one answer at a time (`TokenSynthesizer.stream`), so a tick makes the next chunk of every slot, one
 slot after the other: no batch, hence no gain from company, but the same admission, cancel, bounds and failures as of
-`SpeechLane`. A text that arrives in pieces is spoken when it is complete.
+`SpeechLane`. Text that arrives in pieces goes into the answer as it comes: word by word where the model can begin
+before its sentence is whole, else clause by clause. A slot whose text has not arrived is passed over.
 """
 
 from __future__ import annotations
@@ -61,39 +62,42 @@ class TokenLane:
     def __init__(self, name: str, synthesizer: TokenSynthesizer, slots: int, buffer: float = 60.0) -> None:
         self.name, self.synthesizer, self.slots, self.buffer = name, synthesizer, slots, buffer
         self.sessions: list[SpeechSession | None] = [None] * slots
-        self.texts: dict[int, str] = {}
         self.answers: dict[int, Iterator[AudioChunk]] = {}
         self.sent: dict[int, int] = {}
         self.held: set[int] = set()
+        self.waiting: set[int] = set()
 
     def join(self, slot: int, session: Session) -> None:
         assert isinstance(session, SpeechSession)
-        self.sessions[slot], self.texts[slot], self.sent[slot] = session, session.request.text or "", 0
+        self.sessions[slot], self.sent[slot] = session, 0
         session.put(Started(session.request_id, self.synthesizer.sample_rate))
 
     def leave(self, slot: int) -> None:
         self.sessions[slot] = None
-        self.texts.pop(slot, None)
         self.answers.pop(slot, None)  # a generator that is dropped is closed
         self.held.discard(slot)
+        self.waiting.discard(slot)
 
     def tick(self) -> Tick:
         failed: dict[int, Exception] = {}
         finished: list[int] = []
         sent: list[tuple[Session, Audio]] = []
-        moved, self.held = 0, set()
+        moved, self.held, self.waiting = 0, set(), set()
         for slot, session in enumerate(self.sessions):
             if session is None or session.outcome is not None:
                 continue
             try:
                 answer = self._answer(slot, session)
-                if answer is None or slot in self.held:
+                if slot in self.held:
                     continue
-                moved += 1
                 chunk = next(answer, None)
             except Exception as error:
                 failed[slot] = error
                 continue
+            if chunk is not None and not len(chunk.samples):
+                self.waiting.add(slot)
+                continue
+            moved += 1
             if chunk is None:
                 finished.append(slot)
             elif session.put(audio := self._audio(slot, chunk)):
@@ -101,23 +105,19 @@ class TokenLane:
         return Tick(moved, finished, failed, sent)
 
     def states(self) -> list[SlotState]:
-        return slot_states(self.sessions, self.held, lambda slot: slot in self.answers)
+        return slot_states(self.sessions, self.held, lambda slot: slot in self.answers and slot not in self.waiting)
 
     def warm_up(self) -> None:
         for _ in self.synthesizer.stream("Hello."):
             pass
 
-    def _answer(self, slot: int, session: SpeechSession) -> Iterator[AudioChunk] | None:
-        """The answer, when its text is complete; marks the slot as held where it is to wait."""
+    def _answer(self, slot: int, session: SpeechSession) -> Iterator[AudioChunk]:
+        """The answer; marks the slot as held where it is to wait."""
         request = session.request
         if slot not in self.answers:
-            if request.text is None:
-                text, ended = session.take_text()
-                self.texts[slot] += text
-                if not ended:
-                    return None
             self.answers[slot] = self.synthesizer.stream(
-                self.texts[slot],
+                _arriving(session) if request.text is None else request.text,
+                split=request.split,
                 voice=request.voice,
                 speed=request.speed,
                 seed=request.seed,
@@ -134,3 +134,12 @@ class TokenLane:
         start = self.sent[slot] / chunk.sample_rate
         self.sent[slot] += len(chunk.samples)
         return Audio(chunk.samples, chunk.sample_rate, start, progress=chunk.progress)
+
+
+def _arriving(session: SpeechSession) -> Iterator[str | None]:
+    """The pieces of a session's text as they come; None where there is none yet."""
+    ended = False
+    while not ended:
+        text, ended = session.take_text()
+        if text or not ended:
+            yield text or None

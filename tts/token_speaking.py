@@ -203,7 +203,8 @@ class TokenSpeech:
         generation: a free loop over the model. decoder: of the answer's sound; `frame`: samples per frame.
         pieces: of the text; None where none has arrived yet: a chunk without samples is given then, and the next one is
             asked for when the answer goes on. request: the request of an answer's part, by number: ids, how many of
-            them are given, and the prompt are set here. quiet: a frame `[K]` that is near silence. carry: what each part begins with.
+            them are given, and the prompt are set here. quiet: a frame `[K]` that is near silence.
+        carry: what each part begins with.
         length: how long the answer is to last (of a text that is there as a whole).
     """
 

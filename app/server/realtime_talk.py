@@ -168,8 +168,8 @@ class Conversation:
             self.speak()
 
     def _skip(self, samples: int) -> None:
-        """The model will not hear so many samples (at its own rate). Frames that it is answering just now are counted as
-        if they came after them: a word near such a gap may be placed a moment late."""
+        """The model will not hear so many samples (at its own rate). Frames that it is answering just now count as if
+        they came after them: a word near such a gap may be placed a moment late."""
         self._unheard += samples / self.backend.sample_rate
 
     def _written(self, written: Iterable[Written]) -> None:

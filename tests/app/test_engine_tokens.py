@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from quaver.app.engine import Audio, Engine, Outcome, SpeechRequest
+from quaver.app.engine import Audio, Engine, Event, Outcome, SpeechRequest, Started
+from quaver.app.engine_session import SpeechSession
 from quaver.app.engine_tokens import can_clone, can_speculate, default_voice
 from quaver.app.server.metrics import Metrics
 from quaver.errors import BadInput, Overloaded
 from quaver.tts.speculative_voice import offer_speculation
+from quaver.tts.token_speaking import reads_growing_text
 from quaver.tts.token_synthesizer import TokenSynthesizer, TokenVoiceSettings
 
 from ..tts.test_token_synthesizer import cosyvoice
@@ -27,6 +32,11 @@ TEXT = "Hello there. A word."
 
 def cloner() -> TokenSynthesizer:
     return TokenSynthesizer(token_lm("cosyvoice2"), SOUND, TokenVoiceSettings())
+
+
+def brisk(system: str) -> TokenSynthesizer:
+    """Says little for much text."""
+    return TokenSynthesizer(token_lm(system, longest=1.2), cosyvoice().sound, TokenVoiceSettings())
 
 
 def serve(synthesizer: TokenSynthesizer, **settings: Any) -> Any:
@@ -45,17 +55,69 @@ def test_many_at_once_say_what_each_would_say_alone() -> None:
             assert session.outcome.kind == "done"
 
 
-def test_text_in_pieces_is_spoken_when_it_is_complete() -> None:
-    voice = cosyvoice()
+def test_a_text_that_is_being_written_sounds_before_its_sentence_is_whole() -> None:
+    """And what is spoken is what the same words give at once, word by word."""
+    voice = brisk("cosyvoice2")
+    words = "One or two of them came. A word."
+    at_once = voice.say([words], split="word", seed=2)
     with serve(voice, slots=1) as engine:
         session = engine.submit(SpeechRequest(None, seed=2))
-        session.push_text("Hello ")
-        wait_until(lambda: engine.stats().slots["tiny"]["waiting"] == 1)
+        events: list[Event] = []
+        for letter in words[:18]:
+            session.push_text(letter)
+        while not any(isinstance(e, Audio) for e in events):
+            events.append(session.get(60))
+        wait_until(lambda: engine.stats().slots["tiny"]["waiting"] == 1)  # it has said what it can
         with pytest.raises(Overloaded):
             engine.submit(SpeechRequest(TEXT, deadline=0))
-        session.push_text("there. A word.")
+        session.push_text(words[18:])
         session.finish_text()
-        assert np.array_equal(sound(read(session)), voice.say(TEXT, seed=2))
+        assert np.array_equal(sound(events + read_on(session)), at_once)
+        session = engine.submit(SpeechRequest(None, seed=2, split="sentence"))
+        session.push_text(words)
+        session.finish_text()
+        assert np.array_equal(sound(read(session)), voice.say(words, seed=2))
+
+
+def read_on(session: SpeechSession) -> list[Event]:
+    return list(session)
+
+
+def test_a_model_that_must_read_its_sentence_first_speaks_clauses() -> None:
+    voice = brisk("cosyvoice")
+    assert not reads_growing_text(voice.lm)
+    with serve(voice, slots=1) as engine:
+        session = engine.submit(SpeechRequest(None, seed=2))
+        session.push_text("Hello to you, a few of my friends ")
+        assert isinstance(session.get(60), Started)
+        assert isinstance(session.get(60), Audio)
+        session.push_text("came.")
+        session.finish_text()
+        assert isinstance(list(session)[-1], Outcome)
+
+
+@given(cuts=st.lists(st.integers(1, 45), max_size=5), gaps=st.lists(st.booleans(), min_size=8, max_size=8))
+@settings(max_examples=3, deadline=None)
+def test_no_text_yet_is_an_empty_chunk_and_changes_nothing(cuts: list[int], gaps: list[bool]) -> None:
+    voice, words = brisk("cosyvoice2"), "One comes late. <break time='0.2s'/> Then all."
+    places = sorted({0, *cuts, len(words)})
+    pieces: list[str | None] = []
+    for i, (start, end) in enumerate(itertools.pairwise(places)):
+        pieces += [None, words[start:end]] if gaps[i] else [words[start:end]]
+    chunks = list(voice.stream(pieces, split="word", seed=1))
+    empty = sum(not len(c.samples) for c in chunks)
+    assert empty <= pieces.count(None)
+    assert np.array_equal(np.concatenate([c.samples for c in chunks]), voice.say([words], split="word", seed=1))
+
+
+def test_nothing_to_say_fails_a_text_in_pieces() -> None:
+    with serve(cosyvoice(), slots=1) as engine:
+        session = engine.submit(SpeechRequest(None))
+        session.push_text(" ... ")
+        session.finish_text()
+        outcome = read(session)[-1]
+        assert isinstance(outcome, Outcome)
+        assert isinstance(outcome.error, BadInput)
 
 
 def test_a_slot_is_held_and_cancelled_like_any_other() -> None:

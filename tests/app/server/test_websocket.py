@@ -18,7 +18,10 @@ from websockets.sync.client import ClientConnection
 from quaver.app.client import Client, ServerError
 from quaver.app.server.protocol.stream import AudioEnd, AudioStart, SessionDone, WordTimestamps
 from quaver.tts.synthesizer import Synthesizer
+from quaver.tts.token_synthesizer import TokenSynthesizer, TokenVoiceSettings
 
+from ...tts.test_token_synthesizer import cosyvoice
+from ...tts.tokens import token_lm
 from .conftest import Running, receive, serving, until
 
 TEXT = "One day, two cats sat there."
@@ -262,3 +265,23 @@ def test_the_command_line_client_writes_a_file(quiet: Running, tmp_path: Path) -
     assert main([TEXT, "--url", quiet.url, "-o", str(tmp_path / "a.wav"), "--seed", "1"]) == 0
     assert soundfile.info(tmp_path / "a.wav").samplerate == 24000
     assert main([TEXT, "--url", "http://127.0.0.1:9", "-o", str(tmp_path / "b.wav")]) == 2
+
+
+def test_a_token_model_sounds_before_the_text_is_whole(synthesizer: Synthesizer, tmp_path: Path) -> None:
+    """Words go into its sentence as they are written, and what is said does not depend on when they came."""
+    lm = token_lm("cosyvoice2", longest=1.2)
+    voice = TokenSynthesizer(lm, cosyvoice().sound, TokenVoiceSettings())
+    words = "One or two of them came. A word."
+    with serving(synthesizer, tmp_path, slots=1, more={"token": voice}) as running:
+        with configured(running, model="token", seed=2) as socket:
+            for letter in words[:18]:
+                send(socket, "input.text", text=letter)
+            begun = until(socket, "audio.start", 60)  # nothing but the beginning has been sent
+            send(socket, "input.text", text=words[18:])
+            send(socket, "input.done")
+            messages = begun + until(socket, "session.done", 60)
+        assert running.settled()
+    heard = np.frombuffer(audio(messages), "<i2").astype(np.float32) / 32767
+    at_once = voice.say([words], split="word", seed=2)
+    assert heard.shape == at_once.shape
+    assert np.abs(heard - np.clip(at_once, -1, 1)).max() < 1e-4
