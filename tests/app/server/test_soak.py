@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -60,6 +62,21 @@ def sample(running: Running) -> list[float]:
     ]
 
 
+class _Malloc(ctypes.Structure):
+    _fields_ = tuple((f"f{i}", ctypes.c_size_t) for i in range(10))  # struct mallinfo2
+
+
+def held() -> dict[str, float]:
+    """What is in use, apart from what the allocators keep for later: it tells a leak from their pools."""
+    found = {"python blocks": float(sys.getallocatedblocks()), "objects": float(len(gc.get_objects()))}
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallinfo2"):
+        libc.mallinfo2.restype = _Malloc
+        info = libc.mallinfo2()
+        found |= {"malloc in use MiB": (info.f7 + info.f4) / 2**20, "malloc free MiB": info.f8 / 2**20}
+    return found
+
+
 def loaded(running: Running, number: int) -> None:
     """One round: four clients that misbehave, and one whose every request has to be answered."""
     end = time.monotonic() + ROUND
@@ -92,6 +109,7 @@ def test_twenty_minutes_of_load_leave_nothing_behind(
     backend = EngineBackend("talk", DuplexParts(talking_model(), codec, VOCABULARY, DuplexSettings(text_top_k=0)))
     limits = {"requests_per_minute": 1_000_000, "grace_seconds": 0.5, "queue_seconds": 60, "sessions_per_key": 1000}
     figures: list[list[float]] = []
+    inside: list[dict[str, float]] = []
     with serving(
         synthesizer, tmp_path, limits=limits, slots=4, waiting=32, duplex={"talk": backend}, log_level="error"
     ) as running:
@@ -100,13 +118,15 @@ def test_twenty_minutes_of_load_leave_nothing_behind(
             loaded(running, len(figures))
             figures.append(sample(running))
             times.append((time.monotonic() - begun) / 60)
+            inside.append(held())
             with (tmp_path / "samples.txt").open("a") as log:
-                log.write(f"{times[-1]:.2f} {figures[-1]}\n")
+                log.write(f"{times[-1]:.2f} {figures[-1]} {inside[-1]}\n")
         stats = running.engine.stats()
     late = round(WARM * len(figures))
     slopes = np.polyfit(np.array(times[late:]), np.array(figures[late:]), 1)[0]
     table = {name: (figures[late][i], figures[-1][i], float(slopes[i])) for i, name in enumerate(MOST)}
     record_property("soak", table)
+    record_property("in use", {name: (inside[late][name], inside[-1][name]) for name in inside[late]})
     record_property("closes", stats.closes)
     record_property("samples", len(figures))
     (tmp_path / "soak.txt").write_text(f"{table}\n{stats.closes}\n{figures}\n")
