@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..nn.state import State, StreamingModule
 from ..nn.stft import STFT, InverseSTFT
 
-__all__ = ["HEADS", "HarmonicHead", "HeadOutput", "ISTFTHead"]
+__all__ = ["HEADS", "HarmonicHead", "HeadOutput", "ISTFTHead", "make_head"]
 
 NOISE_FRAMES = 1024
 """Period of the stored noise spectra: 10 s at 100 Hz, long enough not to be heard as a loop."""
@@ -60,9 +60,13 @@ class HarmonicHead(StreamingModule):
 
     Per frame: F0 and voicing; per bin: log-magnitude and phase of the pulse filter, log-magnitude of the noise filter,
     log-magnitude and phase of the free branch.
+
+    Attributes:
+        amount: factor on the noise in use, a temperature. Training has 1: there the energy distance needs all of it.
     """
 
     noise: Tensor
+    amount: float = 1.0
 
     def __init__(self, width: int, sample_rate: int, n_fft: int, hop: int) -> None:
         super().__init__()
@@ -150,7 +154,8 @@ class HarmonicHead(StreamingModule):
         else:
             start = torch.zeros(batch, dtype=torch.long, device=f0.device)
         index = (start[:, None] + torch.arange(frames, device=f0.device)) % NOISE_FRAMES
-        return self.noise[:, index].transpose(0, 1)
+        noise = self.noise[:, index].transpose(0, 1)
+        return noise if self.training else self.amount * noise
 
 
 def _noise_spectra(n_fft: int, hop: int) -> Tensor:
@@ -162,3 +167,13 @@ def _noise_spectra(n_fft: int, hop: int) -> Tensor:
 
 
 HEADS: dict[str, type[ISTFTHead] | type[HarmonicHead]] = {"istft": ISTFTHead, "harmonic": HarmonicHead}
+
+
+def make_head(
+    name: str, width: int, sample_rate: int, n_fft: int, hop: int, noise: float = 1.0
+) -> ISTFTHead | HarmonicHead:
+    """A head by name; `noise` is the harmonic head's `amount`."""
+    head = HEADS[name](width, sample_rate, n_fft, hop)
+    if isinstance(head, HarmonicHead):
+        head.amount = noise
+    return head

@@ -18,7 +18,7 @@ from ..errors import BadInput, ConfigError
 from ..nn.conv import ConvNeXtBlock
 from ..nn.state import State
 from .base import Codec, FrameSpec, check_audio
-from .decoders import HEADS, HeadOutput
+from .decoders import HeadOutput, make_head
 from .features import LogMel
 from .loading import load_weights, model_folder, read_config, validated
 
@@ -26,7 +26,7 @@ __all__ = ["MelCodec", "MelConfig", "load_mel"]
 
 
 class MelConfig(BaseModel):
-    """Sizes; `head`: `harmonic` or `istft`."""
+    """Sizes; `head`: `harmonic` or `istft`; `noise`: factor on the noise of the harmonic head in use."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -38,6 +38,7 @@ class MelConfig(BaseModel):
     hidden: int = 768
     blocks: int = 6
     head: Literal["harmonic", "istft"] = "harmonic"
+    noise: float = 1.0
 
 
 class MelCodec(Codec):
@@ -51,7 +52,7 @@ class MelCodec(Codec):
         self.stem = nn.Linear(config.mels, config.width)
         self.blocks = nn.ModuleList(ConvNeXtBlock(config.width, config.hidden) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.width)
-        self.head = HEADS[config.head](config.width, config.sample_rate, config.n_fft, config.hop)
+        self.head = make_head(config.head, config.width, config.sample_rate, config.n_fft, config.hop, config.noise)
         self.latency = self.head.overlap
         self.frame_spec = FrameSpec("latents", Fraction(config.sample_rate, config.hop), dim=config.mels)
 

@@ -26,7 +26,7 @@ from ..errors import BadInput
 from ..nn.conv import ConvNeXtBlock
 from ..nn.state import State
 from .base import Codec, FrameSpec, check_audio
-from .decoders import HEADS, HeadOutput
+from .decoders import HeadOutput, make_head
 from .features import LogMel
 from .quantizers import FSQ, GaussianVAE, Quantized, ResidualFSQ, ResidualVQ, SplitVQ
 
@@ -39,7 +39,7 @@ class XCodecConfig(BaseModel):
     Attributes:
         bottleneck: `rvq` (codebooks x vocab), `split_rvq` (the same, the first level apart as in Mimi), `fsq` (levels),
             `rfsq` (codebooks x levels), or `vae` (continuous, `dim` wide).
-        head: `harmonic` or `istft`.
+        head: `harmonic` or `istft`. noise: factor on the noise of the harmonic head in use.
         semantic: `student`, `teacher_input`, or `none`.
         teacher_dim: width of the teacher's 25 Hz features.
     """
@@ -61,6 +61,7 @@ class XCodecConfig(BaseModel):
     vocab: int = 1024
     levels: tuple[int, ...] = (4, 4, 4, 4, 4, 4)
     head: Literal["harmonic", "istft"] = "harmonic"
+    noise: float = 1.0
     semantic: Literal["student", "teacher_input", "none"] = "student"
     semantic_dim: int = 128
     semantic_blocks: int = 1
@@ -114,7 +115,7 @@ class XCodec(Codec):
         self.unfold = nn.Linear(width, config.patch * width)
         self.decoder_fast = _blocks(config, config.decoder_blocks[1])
         self.norm = nn.LayerNorm(width)
-        self.head = HEADS[config.head](width, config.sample_rate, config.n_fft, config.hop)
+        self.head = make_head(config.head, width, config.sample_rate, config.n_fft, config.hop, config.noise)
         self.latency = self.head.overlap
         self.frame_spec = self._spec(config)
 

@@ -184,8 +184,10 @@ class Generation:
         drawing = {slot: self.plans[slot] for slot, chunk in chunks.items() if chunk.draw}
         if not drawing:
             return
-        continuous = getattr(self.lm.head, "continuous", False)
-        codes = self._draw_latents(hidden, drawing) if continuous else self._sample(self.lm.head.sample, hidden, drawing)
+        if getattr(self.lm.head, "continuous", False):
+            codes = self._draw_latents(hidden, drawing)
+        else:
+            codes = self._sample(self.lm.head.sample, hidden, drawing)
         self._commit(drawing, codes, self.lm.readout(hidden))
         drafts = {s: c.drafts for s, c in chunks.items() if c.draw and c.drafts and s not in self.failures}
         self._cascade(drafts, hidden, codes)

@@ -3,7 +3,7 @@
 - `MelleHead` (MELLE, Meng et al. 2024): latent sampling around a predicted mean, a residual MLP, a post-net.
 - `GaussianHead` (KALL-E, Xia et al. 2024): the next *distribution*, fitted to the codec's posterior by the closed-form
   KL divergence. One matrix product a step, and an exact density.
-- `MlpFlowHead` (MAR, Li et al. 2024; CAM, Hussain et al. 2024; CALM, Rouard et al. 2025): flow matching in an MLP that
+- `MlpFlowHead` (MAR, Li et al. 2024; CAM, Pasini et al. 2024; CALM, Rouard et al. 2025): flow matching in an MLP that
   reads the hidden state; with `distill` it also learns its own flow map, so that one evaluation draws (Lagrangian
   self-distillation, Boffi et al. 2025, as in CALM and pocket-tts).
 
@@ -15,6 +15,7 @@ empty id does: before the first step, and where training blanks the past.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -134,11 +135,10 @@ class MelleHead(LatentHead):
         super().__init__(width, config)
         dim, hidden = config.dim, config.hidden
         self.law = nn.Linear(width, 2 * dim)
-        self.refine = nn.Sequential(
-            nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, dim)
-        )
+        last = nn.Linear(hidden, dim)
+        self.refine = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), last)
         self.postnet = _PostNet(dim // config.group, config.postnet) if config.postnet else None
-        nn.init.zeros_(self.refine[-1].weight)
+        nn.init.zeros_(last.weight)
         nn.init.constant_(self.law.bias[dim:], math.log(config.spread))
 
     def _dropped(self, x: Tensor, place: int, where: Where | None) -> Tensor:
@@ -187,10 +187,9 @@ class _PostNet(nn.Module):
     def __init__(self, dim: int, channels: int, kernel: int = 5) -> None:
         super().__init__()
         widths = [dim, *[channels] * 4, dim]
-        pairs = zip(widths, widths[1:], strict=False)
-        self.layers = nn.ModuleList(nn.Conv1d(a, b, kernel) for a, b in pairs)
-        self.kernel = kernel
-        nn.init.zeros_(self.layers[-1].weight)
+        layers = [nn.Conv1d(a, b, kernel) for a, b in pairwise(widths)]
+        nn.init.zeros_(layers[-1].weight)
+        self.layers, self.kernel = nn.ModuleList(layers), kernel
 
     def forward(self, step: Tensor, previous: Tensor, group: int) -> Tensor:
         """Corrections `[n, group * dim]` of a step, given it and the one before, both normalised."""
@@ -207,9 +206,7 @@ class GaussianHead(LatentHead):
 
     def __init__(self, width: int, config: LatentConfig) -> None:
         super().__init__(width, config)
-        self.law = nn.Sequential(
-            nn.Linear(width, config.hidden), nn.GELU(), nn.Linear(config.hidden, 2 * config.dim)
-        )
+        self.law = nn.Sequential(nn.Linear(width, config.hidden), nn.GELU(), nn.Linear(config.hidden, 2 * config.dim))
 
     def _law(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_std = self.law(self.norm(hidden)).float().chunk(2, -1)
@@ -233,8 +230,8 @@ class GaussianHead(LatentHead):
 class MlpFlowHead(LatentHead):
     """Flow matching from noise (time 0) to latents (time 1), per step, in an MLP with adaLN.
 
-    The network tells the clean latents, from which the flow map follows: X(s, t, x) = x + (t - s) / (1 - s) (clean - x).
-    So one evaluation to t = 1 gives `clean` itself, and a vector as wide as the MLP does not need to be carried through.
+    The network tells the clean latents, from which the flow map follows: X(s, t, x) = x + (t - s) / (1 - s) (clean -
+    x). So one evaluation to t = 1 gives `clean` itself, and a vector as wide as the MLP need not be carried through.
     """
 
     def __init__(self, width: int, config: LatentConfig) -> None:
@@ -280,7 +277,7 @@ class MlpFlowHead(LatentHead):
         def reached(t: Tensor) -> Tensor:
             return x + (t - start) / (1 - start) * (self.clean(context, start, t, x) - x)
 
-        place, speed = torch.func.jvp(reached, (end,), (torch.ones_like(end),))
+        place, speed, *_ = torch.func.jvp(reached, (end,), (torch.ones_like(end),))
         with torch.no_grad():
             wanted = (self.clean(context, end, end, place) - place) / (1 - end)
         return ((1 - end).square() * (speed - wanted).square()).mean()
@@ -290,7 +287,7 @@ class MlpFlowHead(LatentHead):
         x = config.temperature * noise
         count = self.config.steps if config.steps is None else config.steps
         times = [1 - math.cos(math.pi / 2 * i / count) for i in range(count)] + [1.0]
-        for now, after in zip(times, times[1:], strict=False):
+        for now, after in pairwise(times):
             start, end = x.new_full((len(x), 1), now), x.new_full((len(x), 1), after)
             clean = self.clean(context, start, end if self.config.distill else start, x)
             x = x + (after - now) / (1 - now) * (clean - x)

@@ -237,8 +237,8 @@ class SpeechLM(StreamingModule):
             here[slot, 0], ahead[slot, 0] = plan.encoded[plan.pointer], plan.encoded[plan.pointer + 1]
             progress[slot, 0], voice[slot], rate[slot] = plan.progress, plan.request.voice, plan.rate
             where[0, slot], where[1, slot] = plan.request.seed, len(plan.steps)
-        inputs = (t.to(device) for t in (progress, voice, rate))
-        x = self.inputs(previous.to(device), here, ahead, *inputs, (where[0].to(device), where[1].to(device)))
+        progress, voice, rate, where = (t.to(device) for t in (progress, voice, rate, where))
+        x = self.inputs(previous.to(device), here, ahead, progress, voice, rate, (where[0], where[1]))
         return self.backbone(x, state.child("backbone"))
 
     def readout(self, hidden: Tensor) -> list[list[float]]:

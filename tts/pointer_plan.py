@@ -55,7 +55,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame of an answer: codes LongTensor[K] or latents FloatTensor[dim], and the index of the phone that the pointer was in (0 = ^)."""
+    """One frame of an answer: codes LongTensor[K] or latents FloatTensor[dim], and the index of the phone that the
+    pointer was in (0 = ^)."""
 
     codes: Tensor
     phone: int
@@ -169,7 +170,8 @@ class PointerPlan:
         return ~torch.tensor(holds)
 
     def commit(self, codes: Tensor, advance: list[float]) -> Frame | None:
-        """Takes the codes `[K]` (or latents `[dim]`) and the advance logits of a step; returns the frame that became complete, if any."""
+        """Takes the codes `[K]` (or latents `[dim]`) and the advance logits of a step; returns the frame that became
+        complete, if any."""
         self.steps.append(codes)
         if self.flush_left < 0:
             self.pointers.append(self.pointer)

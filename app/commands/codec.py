@@ -179,6 +179,19 @@ def fit(
     typer.echo(f"{seconds / 60:.1f} minutes heard, tables {tables.sha256[:12]}", err=True)
 
 
+@app.command("export-onnx")
+def export(
+    codec: Annotated[str, typer.Argument(help="A native codec: a bundled name, or a folder.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for encoder.onnx, decoder.onnx and codec.json.")],
+) -> None:
+    """Write the codec's encoder and decoder step as ONNX graphs, with the stream's state as inputs and outputs."""
+    from ...codecs.export_onnx import export_onnx
+    from ...codecs.loading import load_codec
+
+    for path in export_onnx(load_codec(codec), out):
+        typer.echo(path)
+
+
 @app.command("list")
 def list_codecs() -> None:
     """List the codecs that --codec knows by name: what each is, and whether it streams (if not, why)."""

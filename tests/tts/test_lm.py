@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quaver.tts.generate import Generation, Request
+from quaver.tts.heads import CategoricalHead
 from quaver.tts.lm import SpeechLM, phone_features
 from quaver.tts.sampling import SamplingConfig
+from quaver.tts.token_heads import DepthHead
 
 from ..laws import TOLERANCE, randn
 from .conftest import tiny_lm
@@ -60,6 +62,7 @@ def test_teacher_forced_equals_step_by_step(pattern: str, head: dict[str, Any]) 
         assert forced.shape == hidden.shape
         assert torch.allclose(forced, hidden, atol=TOLERANCE)
         codes = steps[0].T
+        assert isinstance(lm.head, CategoricalHead | DepthHead)
         for a, b in zip(lm.head.logits(forced[0], codes), lm.head.logits(hidden[0], codes), strict=True):
             assert torch.allclose(a, b, atol=1e-3)
         assert torch.allclose(lm.advance(forced), lm.advance(hidden), atol=1e-3)

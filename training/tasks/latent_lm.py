@@ -1,8 +1,8 @@
 """Trains the pointer-layout language model on continuous tokens (MELLE, KALL-E, flow heads).
 
 As `training/tasks/lm.py`, with latents that a codec makes of the packed audio on the way. The model's own past is
-corrupted here too: noised by a random amount per utterance (CAM, Hussain et al. 2024, in the variance-preserving form of
-CALM), and blanked at some steps.
+corrupted here too: noised by a random amount per utterance (CAM, Pasini et al. 2024, in the variance-preserving form
+of CALM), and blanked at some steps.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Options(LMOptions):
     """
 
     noise: float = Field(default=0.3, ge=0, lt=1)
-    losses: dict[str, float] = {"regression": 1.0, "kl": 0.1, "flux": 0.1, "flow": 1.0, "map": 0.3}
+    losses: dict[str, float] = Field(default={"regression": 1.0, "kl": 0.1, "flux": 0.1, "flow": 1.0, "map": 0.3})
     warm: int = 100
     normalise: bool = False
     share: float = 1.0

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from ...codecs.loading import load_weights, model_folder, read_config, validated
+from ...tts.latent_heads import LatentHead
 from ...tts.lm import SpeechLM, SpeechLMConfig, phone_features
 from ...tts.text import is_pause
 from ..align import pointers, progress_of, speaking_rate
@@ -184,6 +185,7 @@ class _Network(nn.Module):
         advance = F.cross_entropy(model.advance(frames).float().transpose(1, 2), batch["advance"], ignore_index=-100)
         holds = (steps != model.config.vocab).any(1)
         chosen = holds & (torch.rand(holds.shape, device=holds.device) < options.share)
+        assert not isinstance(model.head, LatentHead)
         levels = model.head.loss(hidden[chosen], steps.transpose(1, 2)[chosen])
         weights = torch.tensor(options.weights[: len(levels)], device=levels.device)
         codes = (levels * weights).sum() / weights.sum()

@@ -177,6 +177,7 @@ def test_teacher_forced_equals_step_by_step(kind: Kind) -> None:
 
 def test_melles_dropout_is_on_in_use_and_is_the_requests_own() -> None:
     head = latent_lm("melle").head
+    assert isinstance(head, MelleHead)
     previous, start = randn(2, 16, 6), torch.tensor([4, 4])
     same, other = torch.tensor([7, 7]), torch.tensor([7, 8])
     with torch.no_grad():
