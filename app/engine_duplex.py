@@ -95,7 +95,7 @@ class DuplexLane:
 
     def __init__(self, name: str, parts: DuplexParts, slots: int, buffer: float = 60.0) -> None:
         self.name, self.slots, self.buffer = name, slots, buffer
-        self.batch = parts.batch(slots)
+        self.batch = parts.batch(slots, recorded=True)
         self.late = parts.model.config.heard
         self.sessions: list[TalkSession | None] = [None] * slots
         self.sent: list[int] = [0] * slots

@@ -28,9 +28,9 @@ class DuplexParts:
         """One conversation."""
         return DuplexSession(self.model, self.codec, self.vocabulary, settings or self.settings)
 
-    def batch(self, slots: int) -> DuplexBatch:
-        """Many."""
-        return DuplexBatch(self.model, self.codec, self.vocabulary, slots)
+    def batch(self, slots: int, *, recorded: bool = False) -> DuplexBatch:
+        """Many; for `recorded` see `DuplexBatch`."""
+        return DuplexBatch(self.model, self.codec, self.vocabulary, slots, recorded=recorded)
 
 
 def load_duplex(name: str, *, packed: bool = True) -> DuplexParts:

@@ -17,7 +17,7 @@ The per-slot reset and freeze semantics follow Moshi's `reset_streaming(reset_ma
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -108,6 +108,22 @@ class State:
             yield self
         finally:
             self._slots.active = before
+
+    @contextmanager
+    def holding(self, tensors: Sequence[Tensor]) -> Iterator[State]:
+        """Within the block the tree holds these tensors in place of its own, in the order of `tensors()`."""
+        own = [tensor for _, tensor in self.tensors()]
+        self._hold(iter(tensors))
+        try:
+            yield self
+        finally:
+            self._hold(iter(own))
+
+    def _hold(self, tensors: Iterator[Tensor]) -> None:
+        for name in self._tensors:
+            self._tensors[name] = next(tensors)
+        for node in self._children.values():
+            node._hold(tensors)
 
     def tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
         """All tensors of the tree with their paths, e.g. `layers.0.keys`."""

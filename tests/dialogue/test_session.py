@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from quaver.dialogue.model import DuplexModel, LossWeights, delays_of
 from quaver.dialogue.sampling import sample_rows
@@ -263,3 +265,38 @@ def test_latency_is_the_frame_the_delay_and_the_decoder() -> None:
     made = batch(1)
     frame = SIZE / 24_000
     assert latency_seconds(made.model, made.codec) == pytest.approx(2 * frame + made.codec.latency / 24_000)
+
+
+def test_a_recorded_batch_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slots that come, go, stand still, are steered, saved and taken up again; and a failed step."""
+    model, codec = talking_model(heard=2), tiny_codec()
+    plain, recorded = (DuplexBatch(model, codec, VOCABULARY, 3, recorded=r) for r in (False, True))
+    assert plain._run == plain._step
+    assert recorded._run != recorded._step
+    frames = noise_frames(40, plain.frame_size)
+    chance = np.random.default_rng(3)
+    for i, frame in enumerate(frames):
+        if i % 10 == 0:
+            for batch in (plain, recorded):
+                batch.join(i // 10 % 3, DuplexSettings(seed=i, text_top_k=0))
+        if i == 25:
+            for batch in (plain, recorded):
+                batch.steer(0, "speak")
+                batch.resume(2, batch.snapshot(1))
+        moving = [s for s in range(3) if plain.used[s] and chance.random() < 0.7]
+        ours, theirs = (b.step({s: frame * (s + 1) / 3 for s in moving}) for b in (plain, recorded))
+        for slot in moving:
+            assert np.array_equal(ours[slot].audio, theirs[slot].audio)
+            assert dataclasses.replace(ours[slot], audio=frame) == dataclasses.replace(theirs[slot], audio=frame)
+    mark = recorded.snapshot(0)
+
+    def failing(*inputs: object) -> tuple[Tensor, ...]:
+        run(*inputs)
+        raise MemoryError
+
+    run = recorded._run
+    monkeypatch.setattr(recorded, "_run", failing)
+    with pytest.raises(MemoryError):
+        recorded.step({0: frames[0]})
+    guarded = {path for path, _ in recorded.state._guarded()}
+    assert all(torch.equal(mark[path], t) for path, t in recorded.snapshot(0).items() if path in guarded)
