@@ -145,7 +145,7 @@ class _DecoderStep(_Step):
         self.istft = _RealInverse(head.istft, codec.config.patch)
         if isinstance(head, HarmonicHead):
             self.stft = _RealSTFT(head.stft, codec.config.patch)
-            self.register_buffer("noise", torch.view_as_real(head.noise).permute(2, 1, 0).contiguous())
+            self.register_buffer("noise", torch.view_as_real(head.amount * head.noise).permute(2, 1, 0).contiguous())
 
     def step(self, x: Tensor, state: State) -> Tensor:
         hidden = self.codec._hidden(self.codec.quantizer.decode(x), state).transpose(1, 2)
