@@ -1,5 +1,5 @@
-// The browser's side of quaver's protocols: frames, the text-in socket, and playback without gaps. An ES module.
-// docs/protocol.md describes the messages; tests/app/server/test_javascript.py runs this file against tests/vectors.
+// The browser's side of quaver's protocols: frames, the text-in socket, conversations, and playback without gaps. An ES
+// module. docs/protocol.md describes the messages; tests/app/server/test_clients.py runs it against tests/vectors.
 
 export const SUBPROTOCOL = "quaver.v1.bin";
 export const HEADER_BYTES = 24;
@@ -98,6 +98,153 @@ export class SpeechSocket {
       const names = { "audio.start": "onStart", "word.timestamps": "onWords", "audio.done": "onEnd", "session.done": "onDone" };
       this.handlers[names[message.type]]?.(message); // unknown messages are ignored
     }
+  }
+}
+
+// -- conversations ----------------------------------------------------------------------------------------------------
+
+/** WS /v1/realtime in binary frames: a microphone in, a voice out, and OpenAI's events beside them. A line that drops is
+ * taken up again within the server's grace period, and nothing of an interrupted answer is handed on.
+ *
+ * Handlers: onVoice(Float32Array, frame), onEvent(message) for every event, onEpoch(epoch): play nothing older,
+ * onTrip(milliseconds), onDropped(), onResumed(), onClosed(code, reason, lost) at the end.
+ * `ticket`: a string, which is good for one connection, or a function that gives (a promise of) a new one each time. */
+export class RealtimeSocket {
+  constructor(url, handlers = {}, { ticket = null, model = null, WebSocketClass = globalThis.WebSocket } = {}) {
+    Object.assign(this, { handlers, ticket, WebSocketClass, seq: 0, lastEvent: 0, epoch: 0, sent: 0, received: 0 });
+    Object.assign(this, { session: null, token: null, grace: 0, closing: false, resuming: false });
+    const query = model ? `?model=${encodeURIComponent(model)}` : "";
+    this.place = `${url.replace(/^http/, "ws").replace(/\/$/, "")}/v1/realtime${query}`;
+  }
+
+  /** Resolves to the session. */
+  async connect() {
+    const created = new Promise((resolve, reject) => Object.assign(this, { resolve, reject }));
+    this.use(await this.dial());
+    return created;
+  }
+
+  async dial() {
+    const ticket = typeof this.ticket === "function" ? await this.ticket() : this.ticket;
+    const protocols = ticket ? [SUBPROTOCOL, `openai-insecure-api-key.${ticket}`] : [SUBPROTOCOL];
+    const socket = new this.WebSocketClass(this.place, protocols);
+    socket.binaryType = "arraybuffer";
+    return socket;
+  }
+
+  use(socket) {
+    this.socket = socket;
+    socket.onmessage = ({ data }) => this.take(data);
+    socket.onclose = ({ code, reason }) => this.closed(code, reason);
+  }
+
+  send(message) {
+    if (this.socket?.readyState === 1) this.socket.send(JSON.stringify(message));
+  }
+
+  // -- what the client says -------------------------------------------------------------------------------------------
+  /** Settings of the input: { format: { type: "audio/pcm", rate }, turn_detection, transcription }. */
+  configure(input) { this.send({ type: "session.update", session: { type: "realtime", audio: { input } } }); }
+
+  /** A block of the microphone, Int16Array. Lost while the line is down: the model waits meanwhile. */
+  hear(samples) {
+    if (this.socket?.readyState !== 1 || this.resuming) return;
+    const payload = new Uint8Array(samples.buffer, samples.byteOffset, samples.byteLength);
+    const head = { kind: Kind.audioIn, codec: Codec.s16le, flags: this.seq ? 0 : Flag.first, stream: 0, epoch: this.epoch };
+    this.socket.send(packFrame({ ...head, seq: ++this.seq, pts: this.sent, payload }));
+    this.sent += samples.length;
+  }
+
+  /** Has a text spoken. */
+  say(text) {
+    this.send({ type: "conversation.item.create",
+      item: { type: "message", role: "user", content: [{ type: "input_text", text }] } });
+    this.send({ type: "response.create" });
+  }
+
+  interrupt() { this.send({ type: "response.cancel" }); }
+  played(milliseconds) { this.send({ type: "playback.ack", played_ms: milliseconds }); }
+
+  close() {
+    this.closing = true;
+    this.send({ type: "session.close" });
+    this.socket?.close(1000);
+  }
+
+  // -- what the server says -------------------------------------------------------------------------------------------
+  take(data) {
+    if (typeof data === "string") this.event(JSON.parse(data));
+    else this.frame(unpackFrame(new Uint8Array(data)));
+  }
+
+  frame(frame) {
+    this.lastEvent = Math.max(this.lastEvent, frame.seq);
+    if (frame.kind !== Kind.audioOut || frame.codec !== Codec.s16le || frame.epoch < this.epoch) return;
+    const samples = floatsOf(frame.payload);
+    this.received += samples.length;
+    this.handlers.onVoice?.(samples, frame);
+  }
+
+  event(message) {
+    if (message.server_event_seq && !this.resuming) this.lastEvent = message.server_event_seq;
+    if (message.epoch > this.epoch) {
+      this.epoch = message.epoch;
+      this.handlers.onEpoch?.(this.epoch);
+    }
+    if (message.type === "session.created") this.begin(message.session);
+    else if (message.type === "session.resumed") this.resumed(message);
+    else if (message.type === "session.heartbeat") this.handlers.onTrip?.(performance.now() - this.beat);
+    this.handlers.onEvent?.(message);
+  }
+
+  begin(session) {
+    if (this.resuming) return; // the fresh session that a resume leaves behind
+    this.session = session;
+    this.token = session.resume_token;
+    this.grace = session.disconnect_grace_s;
+    this.heartbeat();
+    this.resolve?.(session);
+  }
+
+  heartbeat() {
+    clearInterval(this.beats);
+    this.beats = setInterval(() => {
+      this.beat = performance.now();
+      this.send({ type: "session.heartbeat" });
+    }, 2000);
+  }
+
+  closed(code, reason, lost = false) {
+    clearInterval(this.beats);
+    this.reject?.(new Error(reason || `closed (${code})`));
+    if (!lost && !this.closing && this.token && this.grace > 0 && (code === 1006 || code === 1001)) this.resume();
+    else this.handlers.onClosed?.(code, reason, lost);
+  }
+
+  /** After a dropped line: the same session again, from the last event that arrived. */
+  async resume() {
+    this.resuming = true;
+    this.handlers.onDropped?.();
+    const until = performance.now() + 1000 * this.grace;
+    while (performance.now() < until && !this.closing) {
+      try {
+        const socket = await this.dial();
+        await new Promise((resolve, reject) => Object.assign(socket, { onopen: resolve, onerror: reject }));
+        this.use(socket);
+        this.send({ type: "session.resume", resume_token: this.token, last_seq: this.lastEvent });
+        return;
+      } catch {
+        await new Promise((resolve) => setTimeout(resolve, 500));
+      }
+    }
+    this.closed(1006, "", true);
+  }
+
+  resumed(message) {
+    this.resuming = false;
+    this.token = message.resume_token;
+    this.heartbeat();
+    this.handlers.onResumed?.();
   }
 }
 

@@ -1,6 +1,6 @@
 // The live page: a microphone into WS /v1/realtime and its voice out, in binary frames (docs/protocol.md). A text can be
 // spoken too, which needs no duplex model. No build step, nothing from elsewhere.
-import { Codec, Flag, Kind, SUBPROTOCOL, floatsOf, packFrame, unpackFrame } from "./client.js";
+import { RealtimeSocket } from "./client.js";
 
 const BLOCK_SECONDS = 0.04; // of the microphone, sent at a time
 const NO_DUPLEX =
@@ -10,99 +10,38 @@ const element = (id) => document.getElementById(id);
 
 class Live {
   constructor() {
-    Object.assign(this, { seq: 0, lastEvent: 0, epoch: 0, sent: 0, received: 0, closing: false, streams: new Map() });
-    this.talking = false; // whether a microphone is sent
-  }
-
-  // -- the socket -----------------------------------------------------------------------------------------------------
-  async connect() {
     const ticket = new URLSearchParams(location.hash.slice(1)).get("ticket"); // never in a URL that a server logs
-    const place = new URL("/v1/realtime", location.href.replace(/^http/, "ws"));
-    place.hash = "";
-    const protocols = ticket ? [SUBPROTOCOL, `openai-insecure-api-key.${ticket}`] : [SUBPROTOCOL];
-    this.socket = new WebSocket(place, protocols);
-    this.socket.binaryType = "arraybuffer";
-    this.socket.onmessage = ({ data }) => (typeof data === "string" ? this.event(JSON.parse(data)) : this.frame(data));
-    this.socket.onclose = ({ code, reason }) => this.closed(code, reason);
-    this.created = new Promise((resolve, reject) => Object.assign(this, { resolve, reject }));
-    return this.created;
+    this.talking = false; // whether a microphone is sent
+    this.lines = new Map(); // of the transcript, by the id of the user's item
+    this.wire = new RealtimeSocket(location.origin, {
+      onVoice: (samples) => this.voice(samples),
+      onEvent: (message) => this.event(message),
+      onEpoch: () => this.player?.port.postMessage({ clear: true }),
+      onTrip: (milliseconds) => show("trip", `${Math.round(milliseconds)} ms`),
+      onDropped: () => tell("The line dropped; trying to come back ..."),
+      onResumed: () => tell("Connected again."),
+      onClosed: (code, reason, lost) => this.end(this.closing ? "" : lost ? "The connection was lost." : refusal(code, reason)),
+    }, { ticket: once(ticket) });
   }
 
-  send(message) {
-    if (this.socket?.readyState === 1) this.socket.send(JSON.stringify(message));
-  }
+  get session() { return this.wire.session; }
+  get token() { return this.wire.token; }
+  get epoch() { return this.wire.epoch; }
+  get sent() { return this.wire.sent; }
+  get received() { return this.wire.received; }
 
   event(message) {
-    if (message.server_event_seq) this.lastEvent = message.server_event_seq;
-    if (message.epoch > this.epoch) this.interrupted(message.epoch);
     const handler = {
-      "session.created": () => this.begin(message.session),
-      "session.resumed": () => this.resumed(message),
-      "session.heartbeat": () => show("trip", `${Math.round(performance.now() - this.beat)} ms`),
       "response.created": () => this.response(message.response),
       "response.output_audio_transcript.delta": () => this.words(message),
       "response.done": () => this.finished(message.response),
-      "input_audio_buffer.speech_started": () => this.userStarts(),
+      "input_audio_buffer.speech_started": () => this.userStarts(message),
       "input_audio_buffer.speech_stopped": () => this.userStops(message),
-      "conversation.item.input_audio_transcription.delta": () => this.heard(message.delta),
+      "conversation.item.input_audio_transcription.delta": () => this.heard(message),
+      "conversation.item.input_audio_transcription.completed": () => this.heardAll(message),
       error: () => this.refused(message.error),
     }[message.type];
     handler?.(); // others are ignored
-  }
-
-  begin(session) {
-    if (this.resuming) return; // the fresh session that a resume leaves behind
-    this.session = session;
-    this.token = session.resume_token;
-    this.grace = session.disconnect_grace_s;
-    this.resolve(session);
-  }
-
-  closed(code, reason) {
-    clearInterval(this.beats);
-    this.reject?.(new Error(refusal(code, reason)));
-    if (!this.closing && this.token && this.grace > 0 && (code === 1006 || code === 1001) && !this.lost) {
-      this.resume();
-    } else {
-      this.end(this.closing ? "" : refusal(code, reason));
-    }
-  }
-
-  /** After a dropped line: the same session again, from the last event that arrived. */
-  async resume() {
-    this.resuming = true;
-    tell("The line dropped; trying to come back ...");
-    const until = performance.now() + 1000 * this.grace;
-    while (performance.now() < until && !this.closing) {
-      try {
-        const socket = new WebSocket(this.socket.url, [SUBPROTOCOL]);
-        socket.binaryType = "arraybuffer";
-        await new Promise((resolve, reject) => Object.assign(socket, { onopen: resolve, onerror: reject }));
-        this.socket = socket;
-        socket.onmessage = ({ data }) => (typeof data === "string" ? this.event(JSON.parse(data)) : this.frame(data));
-        socket.onclose = ({ code, reason }) => this.closed(code, reason);
-        this.send({ type: "session.resume", resume_token: this.token, last_seq: this.lastEvent });
-        return;
-      } catch {
-        await new Promise((resolve) => setTimeout(resolve, 500));
-      }
-    }
-    this.lost = true;
-    this.end("The connection was lost.");
-  }
-
-  resumed(message) {
-    this.resuming = false;
-    this.token = message.resume_token;
-    this.heartbeat();
-    tell("Connected again.");
-  }
-
-  heartbeat() {
-    this.beats = setInterval(() => {
-      this.beat = performance.now();
-      this.send({ type: "session.heartbeat" });
-    }, 2000);
   }
 
   refused(error) {
@@ -132,35 +71,35 @@ class Live {
   configure() {
     if (!this.ear) return;
     const detection = { type: "server_vad", create_response: false, interrupt_response: element("barge").checked };
-    const input = { format: { type: "audio/pcm", rate: this.ear.sampleRate }, turn_detection: detection };
-    this.send({ type: "session.update", session: { type: "realtime", audio: { input } } });
+    this.wire.configure({ format: { type: "audio/pcm", rate: this.ear.sampleRate }, turn_detection: detection });
   }
 
   heardBlock({ samples, level }) {
     element("level").value = level;
-    if (!this.talking || this.socket.readyState !== 1 || this.resuming) return;
-    const payload = new Uint8Array(samples.buffer);
-    const head = { kind: Kind.audioIn, codec: Codec.s16le, flags: this.seq ? 0 : Flag.first, stream: 0, epoch: this.epoch };
-    this.socket.send(packFrame({ ...head, seq: ++this.seq, pts: this.sent, payload }));
-    this.sent += samples.length;
+    if (this.talking) this.wire.hear(samples);
   }
 
-  userStarts() {
-    this.speakingLine = addLine("you", "...");
+  userStarts({ item_id: item }) {
+    if (!this.lines.has(item)) this.lines.set(item, addLine("you", "..."));
     this.userEnded = null;
   }
 
-  userStops({ audio_end_ms: end }) {
+  userStops({ item_id: item, audio_end_ms: end }) {
     this.userEnded = performance.now();
-    if (this.speakingLine && !this.speakingLine.dataset.words) {
-      this.speakingLine.textContent = `(you spoke, until ${(end / 1000).toFixed(1)} s)`;
-    }
+    const line = this.lines.get(item);
+    if (line && !line.dataset.words) line.textContent = `(you spoke, until ${(end / 1000).toFixed(1)} s)`;
   }
 
-  heard(words) {
-    const line = (this.speakingLine ??= addLine("you", ""));
-    line.dataset.words = (line.dataset.words ?? "") + words;
-    line.textContent = line.dataset.words;
+  /** A piece of what the user says, as the model writes it down. */
+  heard({ item_id: item, delta }) {
+    if (!this.lines.has(item)) this.lines.set(item, addLine("you", ""));
+    const line = this.lines.get(item);
+    line.textContent = line.dataset.words = (line.dataset.words ?? "") + delta;
+  }
+
+  heardAll({ item_id: item, transcript }) {
+    if (transcript && this.lines.has(item)) this.lines.get(item).textContent = transcript;
+    this.lines.delete(item);
   }
 
   // -- sound out ------------------------------------------------------------------------------------------------------
@@ -174,12 +113,7 @@ class Live {
     await this.mouth.resume();
   }
 
-  frame(data) {
-    const frame = unpackFrame(new Uint8Array(data));
-    this.lastEvent = Math.max(this.lastEvent, frame.seq);
-    if (frame.kind !== Kind.audioOut || frame.codec !== Codec.s16le || frame.epoch < this.epoch) return;
-    const samples = floatsOf(frame.payload);
-    this.received += samples.length;
+  voice(samples) {
     this.loudest = Math.max(this.loudest ?? 0, ...samples);
     if (this.userEnded) {
       const wait = performance.now() - this.userEnded + 1000 * (this.state?.target ?? 0.06);
@@ -221,27 +155,19 @@ class Live {
     if (!state.playing && !this.line) element("interrupt").disabled = true;
     if (this.line && state.played - this.acked > 0.25) {
       this.acked = state.played;
-      this.send({ type: "playback.ack", played_ms: 1000 * state.played });
+      this.wire.played(1000 * state.played);
     }
-  }
-
-  /** Nothing of an older epoch is heard any more. */
-  interrupted(epoch) {
-    this.epoch = epoch;
-    this.player?.port.postMessage({ clear: true });
   }
 
   interrupt() {
     this.player?.port.postMessage({ clear: true }); // at once; the server's epoch follows
-    if (this.line) this.send({ type: "response.cancel" });
+    if (this.line) this.wire.interrupt();
   }
 
   say(text) {
     this.typed = true;
     addLine("you", text);
-    this.send({ type: "conversation.item.create",
-      item: { type: "message", role: "user", content: [{ type: "input_text", text }] } });
-    this.send({ type: "response.create" });
+    this.wire.say(text);
   }
 
   // -- the end --------------------------------------------------------------------------------------------------------
@@ -255,8 +181,7 @@ class Live {
 
   close() {
     this.closing = true;
-    this.send({ type: "session.close" });
-    this.socket?.close(1000);
+    this.wire.close();
     this.end("");
   }
 
@@ -265,7 +190,6 @@ class Live {
     live = null;
     this.closing = true;
     this.hush();
-    clearInterval(this.beats);
     this.mouth?.close();
     setButtons(false);
     tell(why || "Ended.", Boolean(why));
@@ -300,6 +224,11 @@ function setButtons(connected) {
   if (!connected) element("interrupt").disabled = true;
 }
 
+/** A ticket is good for one connection. */
+function once(ticket) {
+  return () => { const given = ticket; ticket = null; return given; };
+}
+
 function refusal(code, reason) {
   const known = { 1013: "All places are taken; try again in a moment.", 1001: "The server is shutting down.",
     1006: "The server cannot be reached (or this page has no ticket for it)." };
@@ -312,9 +241,8 @@ async function start(withMicrophone) {
   setButtons(true);
   tell("Connecting ...");
   try {
-    const session = await mine.connect();
+    const session = await mine.wire.connect();
     await mine.open();
-    mine.heartbeat();
     if (!session.capabilities.duplex) tell(NO_DUPLEX, true);
     else if (withMicrophone) {
       await mine.listen();
@@ -325,7 +253,7 @@ async function start(withMicrophone) {
     const why = { NotAllowedError: "The microphone was refused; allow it for this page and start again.",
       NotFoundError: "There is no microphone; texts that you type are spoken all the same." }[error.name];
     if (mine === live && error.name === "NotFoundError") tell(why, true);
-    else if (mine === live) { mine.end(why ?? error.message); mine.socket?.close(1000); }
+    else if (mine === live) { mine.end(why ?? error.message); mine.wire.close(); }
     return live;
   }
 }
