@@ -5,6 +5,9 @@ loop), on a clock that counts the engine thread's own CPU time: what it does on 
 model has the sizes of `recipes/duplex-cpu.yaml` and random weights: what a step costs does not depend on them.
 
 C100 is the share of sessions whose every answer came at most 100 ms later after its frame than the session's first.
+
+`--ticks N` measures instead what a tick costs: CPU time of N steps of all slots, operation by operation and recorded
+(`nn.recorded`), in turns on the same audio, and checks that both say the same.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import argparse
 import sys
 from pathlib import Path
 from statistics import mean, median
+from time import thread_time
 from typing import Any
 
 import numpy as np
@@ -100,6 +104,27 @@ def paced(parts: DuplexParts, width: int, seconds: float) -> dict[str, Any]:
     }
 
 
+def tick_costs(parts: DuplexParts, width: int, count: int) -> str:
+    """CPU milliseconds of a step: least and median, plain and recorded."""
+    batches = [parts.batch(width, recorded=r) for r in (False, True)]
+    spent: list[list[float]] = [[], []]
+    dice = np.random.default_rng(0)
+    for batch in batches:
+        for slot in range(width):
+            batch.join(slot)
+    for _ in range(count + 5):
+        noise = (0.1 * dice.standard_normal((width, batches[0].frame_size))).astype(np.float32)
+        said = []
+        for batch, times in zip(batches, spent, strict=True):
+            begun = thread_time()
+            said.append(batch.step(dict(enumerate(noise))))
+            times.append(1000 * (thread_time() - begun))
+        assert all(np.array_equal(said[0][i].audio, said[1][i].audio) for i in range(width))
+    plain, recorded = (t[5:] for t in spent)  # the first ones of a recording are slow
+    cells = [f"{min(t):.0f} / {median(t):.0f}" for t in (plain, recorded)]
+    return f"| {width} | {cells[0]} | {cells[1]} | {median(plain) / median(recorded):.2f} |\n"
+
+
 def drain(links: list[EngineLink]) -> list[tuple[int, Audio]]:
     found = []
     for i, link in enumerate(links):
@@ -113,11 +138,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="paced conversations on the engine")
     parser.add_argument("--sessions", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--ticks", type=int, default=0, help="steps to measure, instead of conversations")
     parser.add_argument("--model", help="a duplex model's name or folder")
     options = parser.parse_args()
     torch.set_num_threads(1)
     parts = load_duplex(options.model) if options.model else random_parts()
     say = sys.stdout.write
+    if options.ticks:
+        say("| slots | plain ms, least / median | recorded ms, least / median | ratio of medians |\n")
+        say("|---:|---:|---:|---:|\n")
+        for width in options.sessions:
+            say(tick_costs(parts, width, options.ticks))
+        return
     say("| sessions | C100 | answered within a frame | delay p50 / p99 ms | lost s | share of a core |\n")
     say("|---:|---:|---:|---:|---:|---:|\n")
     for width in options.sessions:
