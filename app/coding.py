@@ -91,7 +91,7 @@ class Coder:
             rate_num=spec.rate.numerator,
             rate_den=spec.rate.denominator,
             chunk_frames=self.chunk_frames,
-            entropy_sha256=None if self.tables is None else self.tables.sha256,
+            tables=None if self.tables is None else self.tables.mark,
         )
         if audio.frames is None:  # the totals stand at the end of the file only
             return header

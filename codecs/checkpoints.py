@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import CorruptFile, MissingFile
 
-__all__ = ["hub_folder", "is_hub_id", "plain_tensors", "put", "read_tensors"]
+__all__ = ["check_finite", "hub_folder", "is_hub_id", "plain_tensors", "put", "read_tensors"]
 
 
 def is_hub_id(name: str) -> bool:
@@ -59,10 +59,15 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
             tensors |= load_file(file)
         except (SafetensorError, OSError) as error:
             raise CorruptFile(f"{file} is damaged ({error}); fetch the model again") from None
+    check_finite(tensors, folder)
+    return tensors
+
+
+def check_finite(tensors: dict[str, Tensor], place: Path) -> None:
+    """Raises CorruptFile if a tensor holds NaN or infinity."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise CorruptFile(f"{folder}: {name} holds numbers that are not finite; fetch the model again")
-    return tensors
+            raise CorruptFile(f"{place}: {name} holds numbers that are not finite; fetch the model again")
 
 
 def plain_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -105,4 +110,6 @@ def put(module: nn.Module, state: dict[str, Tensor], folder: Path) -> None:
         module.load_state_dict(state)
     except RuntimeError as error:
         line = str(error).splitlines()[-1].strip()
-        raise CorruptFile(f"{folder}: the weights do not fit config.json ({line}); fetch the model again") from None
+        raise CorruptFile(
+            f"{folder}: the weights do not fit the configuration ({line}); fetch the model again"
+        ) from None

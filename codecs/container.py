@@ -12,7 +12,7 @@ a code is `bits` bits, most significant first. So a prefix of chunks can be deco
 The totals stand in the header when they are known before the first chunk, and always at the end: a pipe can be written,
 and a file without its end is known to be cut. Counts are integers, the frame rate is an exact fraction.
 
-A file of version 2 is entropy coded: its header names the tables (`entropy_sha256`), its payloads are those of
+A file of version 2 is entropy coded: its header names the tables (`tables`), its payloads are those of
 `entropy.EntropyTables`, integers throughout; all else is the same. Files without it stay version 1.
 """
 
@@ -49,7 +49,7 @@ class QvrHeader(pydantic.BaseModel):
 
     `samples` and `frames` count one channel, `samples` at `sample_rate`; None while they are unknown (a pipe).
     `rate_num / rate_den` is the frame rate in Hz, `chunk_frames` the frames of every chunk but the last.
-    `entropy_sha256` names the tables that an entropy coded file needs; None: its codes are packed.
+    `tables` names the tables that an entropy coded file needs; None: its codes are packed.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -65,11 +65,11 @@ class QvrHeader(pydantic.BaseModel):
     chunk_frames: int = pydantic.Field(default=DEFAULT_CHUNK_FRAMES, ge=1, le=1 << 16)
     samples: int | None = pydantic.Field(default=None, ge=0, lt=1 << 63)
     frames: int | None = pydantic.Field(default=None, ge=0, lt=1 << 63)
-    entropy_sha256: str | None = pydantic.Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    tables: str | None = pydantic.Field(default=None, pattern=r"^[0-9a-f]{16}$")
 
     @property
     def version(self) -> int:
-        return PACKED if self.entropy_sha256 is None else CODED
+        return PACKED if self.tables is None else CODED
 
     @property
     def rate(self) -> Fraction:
@@ -97,7 +97,7 @@ class QvrHeader(pydantic.BaseModel):
 
     def payload_fits(self, length: int, frames: int) -> bool:
         """Whether a chunk of so many frames can be so long."""
-        if self.entropy_sha256 is None:
+        if self.tables is None:
             return length == self.payload_bytes(frames)
         return length <= most_bytes(frames * self.codebooks * self.channels)
 
@@ -243,7 +243,7 @@ class QvrReader:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         tables = None
-        if self.header.entropy_sha256 is not None:
+        if self.header.tables is not None:
             tables = self._find(self.header) if self._find else None
             _check_tables(self.header, tables)
         for payload, frames, place in self.chunks():
@@ -318,7 +318,7 @@ class QvrReader:
             first = error.errors()[0]
             raise self._corrupt("the header", f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
         if header.version != version:
-            raise self._corrupt("the header", f"version {version} does not go with entropy_sha256")
+            raise self._corrupt("the header", f"version {version} does not go with tables")
         return header
 
     def _read(self, size: int, place: str) -> bytes:
@@ -371,13 +371,13 @@ def verify_qvr(file: BinaryIO, name: str = "the file") -> QvrHeader:
 
 def verified(reader: QvrReader) -> QvrHeader:
     """As `verify_qvr`. Entropy coded payloads are checked by their checksums alone: their tables are not asked for."""
-    for _ in reader.chunks() if reader.header.entropy_sha256 else reader:
+    for _ in reader.chunks() if reader.header.tables else reader:
         pass
     return reader.header.with_totals(reader.samples or 0, reader.frames or 0)
 
 
 def _header_bytes(header: QvrHeader) -> bytes:
-    text = header.model_dump_json(exclude={"entropy_sha256"} if header.version == PACKED else None).encode()
+    text = header.model_dump_json(exclude={"tables"} if header.version == PACKED else None).encode()
     start = _PREFIX.pack(MAGIC, header.version, len(text)) + text
     return start + _CRC.pack(zlib.crc32(start))
 
@@ -396,13 +396,13 @@ def _check_totals(header: QvrHeader, samples: int, frames: int) -> str | None:
 
 
 def _check_tables(header: QvrHeader, tables: EntropyTables | None) -> None:
-    if header.entropy_sha256 is None and tables is None:
+    if header.tables is None and tables is None:
         return
-    found = None if tables is None else tables.sha256
-    if tables is None or found != header.entropy_sha256:
+    found = None if tables is None else tables.mark
+    if tables is None or found != header.tables:
         raise BadInput(
-            f"the file is entropy coded with the tables {(header.entropy_sha256 or 'none')[:12]} of {header.model}, "
-            f"here are {(found or 'none')[:12]}; use the codec folder that it was made with"
+            f"the file is entropy coded with the tables {header.tables} of {header.model}, "
+            f"here are {found}; use the codec folder that it was made with"
         )
     if tables.vocab != header.vocab or tables.codebooks < header.codebooks:
         raise BadInput("the entropy tables are for codes of another kind; use the codec folder that the file names")

@@ -22,6 +22,7 @@ from ..nn.state import State
 from .base import FrameSpec, in_step
 from .causal import CausalCodec
 from .checkpoints import plain_tensors, put, read_tensors
+from .published import REFUSED
 from .quantizers import ResidualVQ
 from .seanet import PadMode, SEANetConfig, SEANetDecoder, SEANetEncoder
 
@@ -159,10 +160,7 @@ def encodec_config(raw: dict[str, Any], folder: Path) -> EncodecConfig:
 
     file = folder / "config.json"
     if raw.get("audio_channels", 1) != 1 or raw.get("normalize") or raw.get("chunk_length_s"):
-        raise ConfigError(
-            f"{file}: this EnCodec (the 48 kHz one) codes stereo in windows of a second and sends a gain beside the "
-            "codes of each, which frames of codes cannot carry; use the 24 kHz model"
-        )
+        raise ConfigError(f"{file}: this is an EnCodec like the 48 kHz one: {REFUSED['facebook/encodec_48khz']}")
     if not raw.get("use_causal_conv", True):
         raise ConfigError(f"{file}: an EnCodec whose convolutions look ahead is not supported; use the 24 kHz model")
     for key, allowed in _FIXED.items():

@@ -77,11 +77,11 @@ class EntropyTables:
         self._starts: dict[tuple[int, int, int], list[int]] = {}
 
     @property
-    def sha256(self) -> str:
-        """What a file says of the tables that it needs."""
+    def mark(self) -> str:
+        """What a file says of the tables that it needs: the start of their SHA-256 (short files need short headers)."""
         shape = np.array([*self.frequencies.shape], "<i8").tobytes()
         little = self.frequencies.astype("<u2").tobytes()
-        return hashlib.sha256(shape + little + self.classes.tobytes()).hexdigest()
+        return hashlib.sha256(shape + little + self.classes.tobytes()).hexdigest()[:16]
 
     def encode(self, codes: np.ndarray) -> bytes:
         """Codes int `[channel, codebook, frame]` of a chunk, frame after frame -> bytes. At most as many codebooks as

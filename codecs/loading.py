@@ -21,6 +21,7 @@ from ..errors import ConfigError, CorruptFile, MissingFile
 from .base import Codec
 from .checkpoints import hub_folder, is_hub_id
 from .native import XCodec, XCodecConfig
+from .published import check_known
 from .quantizers import ResidualVQ
 from .semantic import SemanticConfig, SemanticTokenizer
 
@@ -145,7 +146,7 @@ def check_card(folder: Path) -> None:
 
 def weights_sha256(folder: Path) -> str:
     """SHA-256 of a model folder's weights, or "" where there are none."""
-    path = folder / "model.safetensors"
+    path = folder if folder.suffix == ".safetensors" else folder / "model.safetensors"
     if not path.is_file():
         return ""
     with path.open("rb") as file:
@@ -187,13 +188,18 @@ def _complete(module: nn.Module, tensors: dict[str, Tensor], trimmed: bool) -> N
 
 
 def codec_folder(name: str) -> Path:
-    """The folder of a codec: bundled name, folder, or hub id of a published codec (`kyutai/mimi`).
+    """The folder of a codec: bundled name, folder, or hub id of a published codec (`kyutai/mimi`); of kyutai's own
+    layout of Mimi, its file.
 
     Raises:
-        MissingFile: it is none of them, or cannot be fetched; the message says which files go where.
+        MissingFile: it is none of them, or cannot be fetched; the message says which files go where. ConfigError: a
+            published codec that cannot be used here.
     """
     if is_hub_id(name) and not (MODELS / name / "config.json").exists():
+        check_known(name)
         return hub_folder(name)
+    if name.endswith(".safetensors"):  # kyutai's Mimi is a single file
+        return Path(name)
     return model_folder(name)
 
 
@@ -213,6 +219,10 @@ def load_codec(name: str = DEFAULT_CODEC, codebooks: int | None = None) -> Codec
 
 
 def _load_codec(folder: Path) -> Codec:
+    if folder.suffix == ".safetensors":
+        from .kyutai import load_kyutai
+
+        return load_kyutai(folder)
     config = read_config(folder)
     if "kind" not in config and "model_type" in config:
         from .published import load_published

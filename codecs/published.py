@@ -12,9 +12,19 @@ from ..errors import ConfigError
 if TYPE_CHECKING:
     from .base import Codec
 
-__all__ = ["DAC_REASON", "PUBLISHED", "XCODEC_REASON", "Published", "load_published"]
+__all__ = [
+    "DAC_REASON",
+    "PUBLISHED",
+    "REFUSED",
+    "XCODEC2_REASON",
+    "XCODEC_REASON",
+    "Published",
+    "check_known",
+    "load_published",
+]
 
 DAC_REASON = "its convolutions look ahead"
+XCODEC2_REASON = "its semantic encoder (w2v-BERT) and the attention of its decoder see the whole recording"
 XCODEC_REASON = "its semantic encoder (HuBERT) and its convolutions look ahead"
 
 
@@ -32,6 +42,12 @@ class Published:
     summary: str
     no_stream: str
     load: Callable[[Path, dict[str, Any]], Codec]
+
+
+def check_known(name: str) -> None:
+    """Raises ConfigError for the hub id of a codec that is known not to fit, with the reason."""
+    if name in REFUSED:
+        raise ConfigError(f"{name} cannot be used here: {REFUSED[name]}")
 
 
 def load_published(folder: Path, raw: dict[str, Any]) -> Codec:
@@ -66,6 +82,12 @@ def _dac(folder: Path, raw: dict[str, Any]) -> Codec:
     return load_dac(folder, raw)
 
 
+def _xcodec2(folder: Path, raw: dict[str, Any]) -> Codec:
+    from .whole import load_xcodec2
+
+    return load_xcodec2(folder, raw)
+
+
 def _xcodec(folder: Path, raw: dict[str, Any]) -> Codec:
     from .whole import load_xcodec
 
@@ -89,5 +111,16 @@ PUBLISHED: dict[str, Published] = {
         XCODEC_REASON,
         _xcodec,
     ),
+    "xcodec2": Published(
+        ("HKUSTAudio/xcodec2-hf",), "X-Codec 2: 16 kHz, 50 Hz, one codebook of 65536", XCODEC2_REASON, _xcodec2
+    ),
 }
 """By the `model_type` of their `config.json`."""
+
+REFUSED: dict[str, str] = {
+    "facebook/encodec_48khz": (
+        "it codes stereo in windows of a second and sends a gain beside the codes of each, which frames of codes "
+        "cannot carry; use facebook/encodec_24khz"
+    ),
+}
+"""Hub ids of published codecs that do not fit behind this door, and why."""

@@ -1,11 +1,12 @@
-"""Published codecs that see the future: DAC and X-Codec, run by `transformers`, whole recordings only.
+"""Published codecs that see the future: DAC, X-Codec and X-Codec 2, run by `transformers`, whole recordings only.
 
-Their convolutions (and X-Codec's HuBERT) look ahead, so a chunked run would differ from a whole one. Items of different
-length in a batch run by groups of equal length: with such codecs, padding would change the codes of the last frames.
+Their convolutions (and the semantic encoders) look ahead, so a chunked run would differ from a whole one. Items of
+different length in a batch run by groups of equal length: with such codecs, padding would change the last codes.
 """
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import BadInput, ConfigError, CorruptFile
+from ..errors import BadInput, ConfigError, CorruptFile, MissingExtra
 from ..nn.state import State
 from .base import Codec, FrameSpec, check_audio, check_codes
-from .published import DAC_REASON, XCODEC_REASON
+from .published import DAC_REASON, XCODEC2_REASON, XCODEC_REASON
 
-__all__ = ["DacCodec", "XCodecHub", "load_dac", "load_xcodec"]
+__all__ = ["DacCodec", "XCodec2Hub", "XCodecHub", "load_dac", "load_xcodec", "load_xcodec2"]
 
 
 class _WholeCodec(Codec):
@@ -123,6 +124,37 @@ class XCodecHub(_WholeCodec):
         return self.model.decode(codes, return_dict=False)  # type: ignore[operator]
 
 
+class XCodec2Hub(_WholeCodec):
+    """X-Codec 2 as published (Ye et al. 2025), 16 kHz, 50 Hz, one codebook of 65536.
+
+    Its feature extractor adds a sample before it fills the last frame with silence, so that a recording of whole frames
+    grows by one; that frame of silence is seen by the encoder and then left out, as the published mask of codes says.
+    """
+
+    no_stream = XCODEC2_REASON
+
+    def __init__(self, model: nn.Module, sample_rate: int, frame_size: int, codebooks: int, vocab: int) -> None:
+        from transformers import Xcodec2FeatureExtractor
+
+        super().__init__(model, sample_rate, frame_size, codebooks, vocab)
+        self.extractor = Xcodec2FeatureExtractor(sampling_rate=sample_rate, hop_length=frame_size)
+
+    def train(self, mode: bool = True) -> XCodec2Hub:
+        """The semantic encoder stays in eval mode."""
+        super().train(mode)
+        self.model.semantic_encoder.eval()  # type: ignore[union-attr]
+        return self
+
+    def _codes(self, audio: Tensor) -> Tensor:
+        given = self.extractor(list(audio[:, 0].cpu()), sampling_rate=self.sample_rate, return_tensors="pt")
+        made = self.model.encode(**{key: value.to(audio.device) for key, value in given.items()})  # type: ignore[operator]
+        return made.audio_codes[..., : audio.shape[-1] // self.frame_size].long()
+
+    def _audio(self, codes: Tensor) -> Tensor:
+        audio = self.model.decode(audio_codes=codes).audio_values  # type: ignore[operator]
+        return audio if audio.ndim == 3 else audio[:, None]
+
+
 def load_dac(folder: Path, raw: dict[str, Any]) -> DacCodec:
     """A published DAC in eval mode. Raises MissingFile, ConfigError, CorruptFile: what is wrong with it."""
     from transformers import DacModel
@@ -141,6 +173,19 @@ def load_xcodec(folder: Path, raw: dict[str, Any]) -> XCodecHub:
     config = model.config
     rate = int(config.sample_rate)
     return XCodecHub(model, rate, int(config.hop_length), int(config.num_quantizers), int(config.codebook_size)).eval()
+
+
+def load_xcodec2(folder: Path, raw: dict[str, Any]) -> XCodec2Hub:
+    """A published X-Codec 2 in eval mode. Raises MissingFile, ConfigError, CorruptFile: what is wrong with it."""
+    try:
+        from transformers import Xcodec2Model
+    except ImportError:
+        raise MissingExtra("this version of transformers has no X-Codec 2: pip install -U transformers") from None
+
+    model = _pretrained(Xcodec2Model, folder)
+    config = model.config
+    vocab = math.prod(config.quantization_levels)
+    return XCodec2Hub(model, int(config.sampling_rate), int(config.hop_length), 1, vocab).eval()
 
 
 def _pretrained(model_class: Any, folder: Path) -> Any:

@@ -176,7 +176,7 @@ def fit(
     tables, seconds = fit_entropy(coder, files, minutes)
     path = save_tables(tables, out or codec_folder(codec), coder.mark[1])
     typer.echo(path)
-    typer.echo(f"{seconds / 60:.1f} minutes heard, tables {tables.sha256[:12]}", err=True)
+    typer.echo(f"{seconds / 60:.1f} minutes heard, tables {tables.mark}", err=True)
 
 
 @app.command("export-onnx")
@@ -195,7 +195,7 @@ def export(
 @app.command("list")
 def list_codecs() -> None:
     """List the codecs that --codec knows by name: what each is, and whether it streams (if not, why)."""
-    from ...codecs.published import PUBLISHED
+    from ...codecs.published import PUBLISHED, REFUSED
     from ..models import bundled
 
     for model in bundled("codec"):
@@ -204,12 +204,14 @@ def list_codecs() -> None:
         streams = f"whole recordings only: {family.no_stream}" if family.no_stream else "streams"
         for name in family.ids:
             typer.echo(f"{name}\t{streams}\t{family.summary}")
+    for name, reason in REFUSED.items():
+        typer.echo(f"{name}\tnot supported: {reason}\t")
 
 
 def _coder(header: QvrHeader, size: int, packed: int) -> str:
-    if header.entropy_sha256 is None:
+    if header.tables is None:
         return "packed"
-    return f"entropy, tables {header.entropy_sha256[:12]}, {100 * (1 - size / packed):.1f} % smaller than packed"
+    return f"entropy, tables {header.tables}, {100 * (1 - size / packed):.1f} % smaller than packed"
 
 
 def _named(header: QvrHeader, name: str) -> str:

@@ -19,6 +19,7 @@ from transformers import (
     HubertConfig,
     MimiConfig,
     MimiModel,
+    Wav2Vec2BertConfig,
     XcodecConfig,
     XcodecModel,
 )
@@ -59,6 +60,17 @@ DAC: dict[str, Any] = {
     "n_codebooks": 3,
     "codebook_size": 16,
     "codebook_dim": 4,
+}
+XCODEC2: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "encoder_hidden_size": 2,
+    "quantization_dim": 48,
+    "quantization_levels": [4, 4, 3],
 }
 
 
@@ -133,7 +145,32 @@ def xcodec() -> XcodecModel:
     return model
 
 
-MODELS: dict[str, Callable[[], Any]] = {"mimi": mimi, "encodec": encodec, "dac": dac, "xcodec": xcodec}
+@cache
+def xcodec2() -> Any:
+    from transformers import Xcodec2Config, Xcodec2FeatureExtractor, Xcodec2Model
+
+    torch.manual_seed(0)
+    semantic = Wav2Vec2BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    model = Xcodec2Model(Xcodec2Config(**XCODEC2, semantic_model_config=semantic)).eval()
+    seen: list[Tensor] = []
+    hook = model.fc_encoder.register_forward_hook(lambda *call: seen.append(call[-1]))
+    audio = list(0.5 * randn(1, 40 * 320, seed=3))
+    with torch.no_grad():  # else every frame falls into the same cell
+        model.encode(**Xcodec2FeatureExtractor()(audio, sampling_rate=16_000, return_tensors="pt"))
+        rows = seen[0][0]
+        model.fc_encoder.weight.div_(rows.std(0)[:, None] / 8)
+        model.fc_encoder.bias.sub_(rows.mean(0)).div_(rows.std(0) / 8)
+    hook.remove()
+    return model
+
+
+MODELS: dict[str, Callable[[], Any]] = {
+    "mimi": mimi,
+    "encodec": encodec,
+    "dac": dac,
+    "xcodec": xcodec,
+    "xcodec2": xcodec2,
+}
 
 
 @pytest.fixture(autouse=True)

@@ -53,7 +53,7 @@ def tables(classes: int = 8) -> EntropyTables:
 def header(coder: EntropyTables | None, chunk_frames: int = 20, channels: int = 1) -> QvrHeader:
     return QvrHeader(
         model="m", weights_sha256="", sample_rate=100, channels=channels, codebooks=K, vocab=VOCAB, rate_num=10,
-        rate_den=1, chunk_frames=chunk_frames, entropy_sha256=None if coder is None else coder.sha256,
+        rate_den=1, chunk_frames=chunk_frames, tables=None if coder is None else coder.mark,
     )  # fmt: skip
 
 
@@ -133,8 +133,8 @@ def test_version_and_header_say_that_it_is_coded() -> None:
     codes, coder = speech_like(30), tables()
     plain, coded = written(codes, None), written(codes, coder)
     assert (plain[8], coded[8]) == (1, 2)
-    assert b"entropy" not in plain
-    assert coder.sha256.encode() in coded
+    assert b"tables" not in plain
+    assert coder.mark.encode() in coded
     assert len(plain) == qvr_size(header(None), 30)
     forged = bytearray(coded)
     forged[8] = 1
@@ -188,7 +188,7 @@ def test_tables_lie_beside_the_weights_that_they_are_for(tmp_path: Path) -> None
         load_tables(tmp_path, "ab")
     coder = tables()
     save_tables(coder, tmp_path, "ab")
-    assert load_tables(tmp_path, "ab").sha256 == coder.sha256
+    assert load_tables(tmp_path, "ab").mark == coder.mark
     with pytest.raises(ConfigError, match="other weights"):
         load_tables(tmp_path, "cd")
     path = tmp_path / ENTROPY_FILE

@@ -21,7 +21,9 @@ from ...codecs.loading import TRAINING_ONLY, load_semantic
 from ...codecs.native import XCodec, XCodecConfig, XCodecOutput
 from ...codecs.quantizers import ResidualVQ
 from ...codecs.semantic import SemanticTokenizer
+from ...errors import ConfigError
 from ..discriminators import Balancer, DiscriminatorConfig, Discriminators
+from ..hub_teacher import PREFIX, HubTeacher, load_hub_teacher
 from ..losses import SpectralLoss, pitch_losses
 from ..recipe import Recipe
 from ..sampling import Mixture
@@ -47,7 +49,8 @@ class Gan(BaseModel):
 
 class Options(BaseModel):
     """Attributes:
-    teacher: folder or name of the semantic tokenizer whose features are distilled; None for no semantic loss.
+    teacher: folder or name of the semantic tokenizer whose features are distilled, or `hf:FOLDER` of a HuBERT, WavLM
+        or Whisper encoder (`hub_teacher`); None for no semantic loss.
     crop: seconds per item.
     full_share, one_share: share of items that keep all codebooks, and only the first (quantizer dropout).
     bypass: share of items whose latents pass unquantized.
@@ -85,12 +88,24 @@ class CodecTask:
         self.model = XCodec(self.settings)
         if recipe.init is not None:
             _start_from(self.model, recipe.init)
-        teacher = load_semantic(self.options.teacher) if self.options.teacher else None
-        self.network = _Network(self.model, self.options, teacher)
         self.mixture = Mixture(recipe.data, longest=60.0)
+        self.network = _Network(self.model, self.options, self._teacher())
         self.samples = round(self.options.crop * self.settings.sample_rate)
         self.samples -= self.samples % self.settings.frame_size
         self.count = max(1, round(recipe.batch_seconds / self.options.crop))
+
+    def _teacher(self) -> SemanticTokenizer | HubTeacher | None:
+        name, settings = self.options.teacher, self.settings
+        if name is None:
+            return None
+        if not name.startswith(PREFIX):
+            return load_semantic(name)
+        teacher = load_hub_teacher(name, settings.sample_rate, settings.frame_size)
+        if teacher.dim != settings.teacher_dim:
+            raise ConfigError(f"{name} gives features {teacher.dim} wide; set teacher_dim: {teacher.dim} in the recipe")
+        heard, _ = self.mixture.crops(np.random.default_rng(0), 16, 2 * settings.sample_rate, (0.0, 0.0))
+        teacher.calibrate(torch.from_numpy(heard[:, None]))
+        return teacher
 
     def config(self) -> dict[str, Any]:
         return {"kind": "codec", **self.settings.model_dump()}
@@ -117,7 +132,7 @@ class _Network(nn.Module):
     """Codec and losses. The teacher is kept out of `parameters()` and always in eval mode: X-Codec's trainer leaves its
     teacher's dropout on, which makes the targets noisy."""
 
-    def __init__(self, model: XCodec, options: Options, teacher: SemanticTokenizer | None) -> None:
+    def __init__(self, model: XCodec, options: Options, teacher: SemanticTokenizer | HubTeacher | None) -> None:
         super().__init__()
         self.model, self.options = model, options
         self.spectral = SpectralLoss(model.sample_rate)
