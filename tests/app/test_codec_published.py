@@ -25,7 +25,7 @@ def test_a_file_is_coded_and_comes_back_at_its_length(run: Run, tmp_path: Path, 
     with torch.no_grad():
         MODELS[kind]().save_pretrained(tmp_path / kind)
         codec = load_codec(str(tmp_path / kind))
-        samples = max(1, int(seconds * codec.sample_rate)) + 700 * (kind == "xcodec")
+        samples = max(1, int(seconds * codec.sample_rate)) + 700 * kind.startswith("xcodec")
         audio = np.random.default_rng(0).normal(0, 0.1, samples).astype(np.float32)
         soundfile.write(tmp_path / "in.wav", audio, codec.sample_rate, subtype="FLOAT")
         assert run("codec", "encode", "in.wav", "a.qvr", "--codec", kind).code == 0
