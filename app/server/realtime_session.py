@@ -37,11 +37,12 @@ class RealtimeSession(RealtimeWriter):
         super().__init__(identity, context, service.limits, beta=beta, binary_frames=binary_frames)
         self.service, self.stack = service, stack
         self.talker = model if model in service.duplex else "default"
-        if self.talker == "default" or service.engine.models:
+        mute = not service.engine.models and bool(service.duplex)  # it converses, and speaks no texts
+        if mute and (self.talker == model or service.no_name(model)):
+            self.voice, self.rate = "", service.duplex_backend(self.talker).sample_rate
+        else:
             model = service.model(model if self.talker == "default" else "default")
             self.voice, self.rate = service.voice(model, None), service.engine.synthesizer(model).sample_rate
-        else:
-            self.voice, self.rate = "", service.duplex[model].sample_rate
         self.settings, self.input = rt.SessionSettings(model=model), rt.InputAudio()
         self.speed, self.instructions = 1.0, ""
         self.items: OrderedDict[str, rt.Item] = OrderedDict()

@@ -129,12 +129,16 @@ class SpeechService:
         """
         if not self.engine.models:
             raise Problem("model_not_found", "no model of this server speaks texts; its models converse", "model")
-        if name == "default" or (self.settings.aliases and name in OPENAI_MODELS):
+        if self.no_name(name):
             return self.engine.models[0]
         if name not in self.engine.models:
             known = ", ".join(self.engine.models)
             raise Problem("model_not_found", f"no model {name[:80]!r}; this server has {known}", "model")
         return name
+
+    def no_name(self, model: str) -> bool:
+        """Whether a client names no model of this server in particular: `default`, or one of OpenAI's."""
+        return model == "default" or (self.settings.aliases and model in OPENAI_MODELS)
 
     def voice(self, model: str, wanted: str | VoiceId | None, owner: str = "") -> str:
         """A voice of that model, or one that the owner has added for it.
@@ -175,7 +179,7 @@ class SpeechService:
         """The engine's name of a model; where none in particular is asked for, the one that an added voice is for."""
         name = wanted.id if isinstance(wanted, VoiceId) else wanted
         added = self.added.find(name, owner) if name else None
-        free = model == "default" or (self.settings.aliases and model in OPENAI_MODELS)
+        free = self.no_name(model)
         return added.model if added is not None and free and added.model in self.engine.models else self.model(model)
 
     def models(self) -> list[ModelCard]:

@@ -394,11 +394,14 @@ def test_a_server_without_a_voice_converses_and_says_that_it_cannot_read(
     monkeypatch.setattr(talk.engine, "_synthesizers", {})
     with talk.http() as http:
         assert http.post("/v1/audio/speech", json={"input": "Hello."}).status_code == 404
-    with opened(talk, "?model=talk") as socket:
-        append(socket, silence(0.2))
-        send(socket, "response.create", response={"instructions": "Hello."})
+    for query in ("?model=talk", ""):  # which of one model needs no name
+        with opened(talk, query) as socket:
+            append(socket, silence(0.2))
+            send(socket, "response.create", response={"instructions": "Hello."})
+            assert until(socket, "error")[-1]["error"]["code"] == "model_not_found"
+        assert talk_free(talk)
+    with talk.ws("/v1/realtime?model=nobody") as socket:
         assert until(socket, "error")[-1]["error"]["code"] == "model_not_found"
-    assert talk_free(talk)
 
 
 MESSAGES = st.one_of(
