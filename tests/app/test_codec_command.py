@@ -210,3 +210,11 @@ def test_entropy_coding_without_the_right_tables_is_one_line(
     data[-40] ^= 1
     (tmp_path / "a.qvr").write_bytes(data)
     assert_one_line(run("codec", "info", "a.qvr"), "damaged")
+
+
+def test_export_writes_the_graphs_of_a_native_codec(run: Run, tiny_codec: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="onnx comes with quaver[train]")
+    result = run("codec", "export-onnx", tiny_codec, "-o", tmp_path / "graphs")
+    assert result.code == 0
+    assert [Path(line).name for line in result.out.decode().split()] == ["encoder.onnx", "decoder.onnx", "codec.json"]
+    assert_one_line(run("codec", "export-onnx", "no-such-codec", "-o", tmp_path / "x"), "no-such-codec")

@@ -46,6 +46,8 @@ def test_the_list_says_what_streams_and_what_does_not(run: Run) -> None:
     assert rows["quaver-24k"] == rows["kyutai/mimi"] == rows["facebook/encodec_24khz"] == "streams"
     assert rows["descript/dac_16khz"].startswith("whole recordings only: ")
     assert rows["hf-audio/xcodec-hubert-general"].startswith("whole recordings only: ")
+    assert rows["HKUSTAudio/xcodec2-hf"].startswith("whole recordings only: ")
+    assert rows["facebook/encodec_48khz"].startswith("not supported: it codes stereo")
 
 
 def test_bad_input_is_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,5 +59,6 @@ def test_bad_input_is_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     soundfile.write(tmp_path / "in.wav", np.zeros(2400, np.float32), 24_000)
     assert_one_line(run("codec", "encode", "in.wav", "--codec", "kyutai/mimi"), "config.json", "model.safetensors")
+    assert_one_line(run("codec", "encode", "in.wav", "--codec", "facebook/encodec_48khz"), "stereo")
     MODELS["mimi"]().save_pretrained(tmp_path / "mimi")
     assert_one_line(run("codec", "encode", "in.wav", "--codec", "mimi", "--codebooks", 9), "between 1 and 4")
