@@ -28,6 +28,7 @@ from ...errors import ConfigError
 from ...tts.drafters import first_layers, own_parts
 from ...tts.groups import load_groups, weights_hash
 from ...tts.heads import CategoricalHead
+from ...tts.latent_heads import LatentHead
 from ...tts.lm import SpeechLM
 from ...tts.speculative import Channel
 from ...tts.speculative_depth import ResidualDrafter
@@ -175,11 +176,13 @@ class _AlongDepth(nn.Module):
 
     def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         target = self._held.to(batch["codes"].device)
+        head = target.head
+        assert not isinstance(head, LatentHead)  # refused when the task was made
         with torch.no_grad():
             hidden, codes = _frames(target, batch)
-            whole = (codes != target.head.empty).all(1) & (torch.rand(len(codes)).to(codes.device) < self.options.share)
+            whole = (codes != head.empty).all(1) & (torch.rand(len(codes)).to(codes.device) < self.options.share)
             hidden, codes = hidden[whole], codes[whole]
-            q = torch.stack(target.head.logits(hidden, codes)[1:], 1).float() / self.options.temperature
+            q = torch.stack(head.logits(hidden, codes)[1:], 1).float() / self.options.temperature
             q = q.log_softmax(-1)
         p = (self.drafter(hidden, codes[:, 0]).float() / self.options.temperature).log_softmax(-1)
         kept = torch.minimum(p.exp(), q.exp()).sum(-1)
