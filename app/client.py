@@ -223,7 +223,7 @@ def converse(given: argparse.Namespace) -> str:
                 line = Timeline(rate)
                 sinks.append(stack.enter_context(AudioWriter(given.output, rate)))
                 sinks += [stack.enter_context(Player(rate))] if given.play else []
-            elif isinstance(piece, realtime.InputTranscriptDone):
+            elif isinstance(piece, realtime.InputTranscriptDone) and piece.transcript:
                 sys.stderr.write(f"you: {piece.transcript}\n")
             elif isinstance(piece, realtime.ResponseEvent) and piece.type == "response.done":
                 turns += 1

@@ -232,7 +232,7 @@ async def list_models(request: Request) -> ModelList:
 async def get_model(model_id: str, request: Request) -> ModelCard:
     """One model."""
     service = service_of(request)
-    name = service.model(model_id)
+    name = model_id if model_id in service.duplex else service.model(model_id)
     return next(card for card in service.models() if card.id == name)
 
 

@@ -188,7 +188,8 @@ class SpeechService:
         for name in self.engine.models:
             synthesizer = self.engine.synthesizer(name)
             cards.append(ModelCard(id=name, sample_rate=synthesizer.sample_rate, voices=list(synthesizer.voices)))
-        return cards
+        talkers = self.duplex.items()
+        return cards + [ModelCard(id=n, sample_rate=m.sample_rate, voices=[], duplex=True) for n, m in talkers]
 
     def voices(self, owner: str = "") -> list[VoiceCard]:
         """All voices of all models, and those that the owner has added."""

@@ -123,6 +123,7 @@ class ModelCard(BaseModel):
     owned_by: str = "quaver"
     sample_rate: int
     voices: list[str]
+    duplex: bool = False  # it converses (/v1/realtime, /api/chat); it does not read texts out
 
 
 class ModelList(BaseModel):

@@ -107,6 +107,14 @@ def echo(synthesizer: Synthesizer, tmp_path_factory: pytest.TempPathFactory) -> 
         yield running, backend
 
 
+def test_a_duplex_model_is_listed_as_one(echo: tuple[Running, EchoBackend]) -> None:
+    with echo[0].http() as http:
+        cards = http.get("/v1/models").json()["data"]
+        assert [(card["id"], card["duplex"]) for card in cards] == [("tiny", False), ("echo", True)]
+        assert cards[1]["voices"] == []
+        assert http.get("/v1/models/echo").json() == cards[1]
+
+
 def test_a_moshi_client_hears_itself(echo: tuple[Running, EchoBackend]) -> None:
     running, backend = echo
     reader, writer = sphn.OpusStreamReader(24_000), sphn.OpusStreamWriter(24_000)
