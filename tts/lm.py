@@ -226,7 +226,8 @@ class SpeechLM(StreamingModule):
     def run(self, chunks: Mapping[int, PointerPlan], state: State) -> Tensor:
         """The next position of each plan, by slot: hidden states `[slot, 1, width]`."""
         slots, width, device = state.batch, self.config.backbone.width, self.rate.device
-        previous, where = self.nothing(slots), torch.zeros(2, slots, dtype=torch.long)
+        previous = self.nothing(slots)
+        where = None if self.config.latent is None else torch.zeros(2, slots, dtype=torch.long, device=device)
         here, ahead = torch.zeros(2, slots, 1, width, device=device)
         progress, voice = torch.zeros(slots, 1, dtype=torch.long), torch.zeros(slots, dtype=torch.long)
         rate = torch.zeros(slots)
@@ -236,9 +237,11 @@ class SpeechLM(StreamingModule):
                 previous[slot, :, 0] = plan.steps[-1]
             here[slot, 0], ahead[slot, 0] = plan.encoded[plan.pointer], plan.encoded[plan.pointer + 1]
             progress[slot, 0], voice[slot], rate[slot] = plan.progress, plan.request.voice, plan.rate
-            where[0, slot], where[1, slot] = plan.request.seed, len(plan.steps)
-        progress, voice, rate, where = (t.to(device) for t in (progress, voice, rate, where))
-        x = self.inputs(previous.to(device), here, ahead, progress, voice, rate, (where[0], where[1]))
+            if where is not None:  # only a head of latents asks whose steps these are
+                where[0, slot], where[1, slot] = plan.request.seed, len(plan.steps)
+        progress, voice, rate = (t.to(device) for t in (progress, voice, rate))
+        whose = None if where is None else (where[0], where[1])
+        x = self.inputs(previous.to(device), here, ahead, progress, voice, rate, whose)
         return self.backbone(x, state.child("backbone"))
 
     def readout(self, hidden: Tensor) -> list[list[float]]:
