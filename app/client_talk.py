@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlencode
 
 import numpy as np
 
@@ -62,7 +63,7 @@ def talk(
         ServerError: a refusal or failure (`no_duplex_model`, `overloaded`, ...). MissingExtra, OSError: as `Client`.
             What `blocks` raises.
     """
-    query = "" if model is None else f"?model={model}"
+    query = "" if model is None else "?" + urlencode({"model": model})
     first = rt.SessionSettings(
         seed=seed, audio=rt.AudioConfig(input=rt.InputAudio(format=rt.InputFormat(rate=sample_rate)))
     )
