@@ -57,6 +57,7 @@ class Options(BaseModel):
     gan: the adversarial stage, or None.
     predicted_f0: share of steps in which the head must use its own F0, as it does in use.
     energy: train the waveform by the spectral energy distance, with two samples of the head's noise (`SpectralLoss`).
+    transplant: `init` has another bottleneck: that and the layers on both sides of it start anew.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,6 +78,7 @@ class Options(BaseModel):
     kl: float = 1e-3
     freeze_encoder: bool = False
     energy: bool = False
+    transplant: bool = False
     gan: Gan | None = None
     gain_db: tuple[float, float] = (-10.0, 2.0)
 
@@ -87,7 +89,7 @@ class CodecTask:
         self.settings = XCodecConfig.model_validate(recipe.model)
         self.model = XCodec(self.settings)
         if recipe.init is not None:
-            _start_from(self.model, recipe.init)
+            _start_from(self.model, recipe.init, self.options.transplant)
         self.mixture = Mixture(recipe.data, longest=60.0)
         self.network = _Network(self.model, self.options, self._teacher())
         self.samples = round(self.options.crop * self.settings.sample_rate)
@@ -210,6 +212,7 @@ class _Network(nn.Module):
         return self._teacher[0].to(audio.device)(audio).features
 
 
+_AROUND = ("prior", "quantizer", "post", "semantic_post")
 _DECODER = ("post", "decoder_slow", "unfold", "decoder_fast", "norm", "head")
 
 
@@ -233,8 +236,11 @@ def _semantic_losses(out: XCodecOutput, teacher: Tensor) -> dict[str, Tensor]:
     return losses
 
 
-def _start_from(model: XCodec, checkpoint: Path) -> None:
+def _start_from(model: XCodec, checkpoint: Path, transplant: bool) -> None:
     from safetensors.torch import load_file
 
     path = checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint
-    model.load_state_dict(load_file(path))
+    weights = load_file(path)
+    if transplant:
+        weights = {name: x for name, x in weights.items() if name.split(".")[0] not in _AROUND}
+    model.load_state_dict(weights, strict=not transplant)
