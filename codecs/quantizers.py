@@ -63,6 +63,7 @@ class ResidualVQ(nn.Module):
         super().__init__()
         self.dim, self.codebooks, self.vocab = dim, codebooks, vocab
         self.decay, self.dead_below = decay, dead_below
+        self._kept: tuple[Tensor, int, Tensor] | None = None
         self.register_buffer("codebook", torch.randn(codebooks, vocab, dim) * 0.1)
         self.register_buffer("usage", torch.ones(codebooks, vocab))
         self.register_buffer("sums", torch.zeros(codebooks, vocab, dim))
@@ -94,16 +95,27 @@ class ResidualVQ(nn.Module):
     def _search(self, x: Tensor, levels: int) -> tuple[Tensor, Tensor, list[Tensor]]:
         """`x[batch, frame, dim]` -> quantized sums after each level `[levels, batch, frame, dim]`, codes, residuals."""
         residual, quantized, sums, codes, residuals = x, torch.zeros_like(x), [], [], []
+        squares = self._squares()
         for k in range(levels):
             residuals.append(residual)
             table = self.codebook[k]
-            distance = table.square().sum(1) - 2 * residual @ table.T
+            distance = squares[k] - 2 * residual @ table.T
             index = distance.argmin(-1)
             step = F.embedding(index, table)
             quantized, residual = quantized + step, residual - step
             codes.append(index)
             sums.append(quantized)
         return torch.stack(sums), torch.stack(codes, 1), residuals
+
+    def _squares(self) -> Tensor:
+        """Squared lengths of all codes `[K, vocab]`; kept while the codebook stays what it is, because a streamed frame
+        would spend more on them than on its search."""
+        table = self.codebook
+        if self.training or table.is_inference():  # no version by which to see a change
+            return table.square().sum(2)
+        if self._kept is None or self._kept[0] is not table or self._kept[1] != table._version:
+            self._kept = (table, table._version, table.detach().square().sum(2))
+        return self._kept[2]
 
     # -- training -----------------------------------------------------------------------------------------------------
     def forward(self, x: Tensor, levels: Tensor | None = None, bypass: Tensor | None = None) -> Quantized:

@@ -15,6 +15,9 @@ from .state import State, StreamingModule
 
 __all__ = ["CausalConv1d", "CausalConvTranspose1d", "ConvNeXtBlock"]
 
+FEW = 32
+"""Outputs of a channel (times the batch) up to which a depthwise convolution on a CPU is cheaper as a product."""
+
 
 class CausalConv1d(StreamingModule):
     """Convolution whose output t depends on inputs up to `(t + 1) * stride - 1`.
@@ -52,11 +55,23 @@ class CausalConv1d(StreamingModule):
         if x.shape[-1] == 0:
             return x.new_zeros(x.shape[0], self.conv.out_channels, 0)
         if state is None:
-            return self.conv(F.pad(x, (self.context, 0)))
+            return self._convolve(F.pad(x, (self.context, 0)))
         x = torch.cat([state["previous"].to(x.dtype), x], -1)
         if self.context:
             state.update("previous", x[..., -self.context :])
-        return self.conv(x)
+        return self._convolve(x)
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        """The convolution of what has its past in front. For the few steps of a streamed frame a depthwise kernel costs
+        ten times what its sums cost (130 us against 14 to 40 us, 256 channels, one to four steps): there the windows
+        are multiplied with the weights as matrices."""
+        conv, kernel = self.conv, self.conv.kernel_size[0]
+        few = len(x) * (x.shape[-1] - kernel + 1) <= FEW and x.device.type == "cpu"
+        plain = conv.groups == conv.in_channels == conv.out_channels and self.stride == conv.dilation[0] == 1
+        if not few or not plain or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return conv(x)
+        y = (x.unfold(-1, kernel, 1) @ conv.weight.transpose(1, 2))[..., 0]
+        return y if conv.bias is None else y + conv.bias[:, None]
 
 
 class CausalConvTranspose1d(StreamingModule):

@@ -216,7 +216,8 @@ class Transformer(StreamingModule):
             condition: `[batch, time or 1, condition]` for adaLN.
             mask: BoolTensor `[batch or 1, 1, time, time]`, True = may attend; replaces the causal window (offline
             only).
-            positions: `[batch or 1, time]`, integer or fractional, for RoPE (offline only; default 0, 1, 2, ...).
+            positions: `[batch or 1, time]`, integer or fractional, for RoPE; default 0, 1, 2, ... from where a slot
+            stands. In a stream they move nothing else.
 
         Raises:
             BadInput: a streamed chunk is longer than the ring cache allows.
@@ -233,8 +234,9 @@ class Transformer(StreamingModule):
                 return x
             if time > self.config.slack + 1:
                 raise BadInput(f"chunk of {time} positions; this cache takes at most {self.config.slack + 1} at a time")
-            positions = state["position"][:, None] + torch.arange(time, device=x.device)
-            write, mask = positions % self.capacity, self._ring_mask(positions)
+            at = state["position"][:, None] + torch.arange(time, device=x.device)
+            write, mask = self._ring(at, state)
+            positions = at if positions is None else positions
             state.update("position", state["position"] + time)
         cos, sin = rope_tables(positions, self.config.head_dim, self.config.rope_base)
         tables = cos[:, :, None, None].to(x.dtype), sin[:, :, None, None].to(x.dtype)
@@ -249,6 +251,10 @@ class Transformer(StreamingModule):
         index = torch.arange(time, device=device)
         back = index[:, None] - index[None]
         return ((back >= 0) & (back < self.config.window))[None, None]
+
+    def _ring(self, positions: Tensor, state: State) -> tuple[Tensor, Tensor]:
+        """Where in the ring the positions `[batch, time]` are written, and what they may see of it."""
+        return positions % self.capacity, self._ring_mask(positions)
 
     def _ring_mask(self, positions: Tensor) -> Tensor:
         """Which ring places each query may see: `[batch, 1, time, capacity]`.

@@ -18,11 +18,12 @@ from torchaudio.functional import forced_align
 
 from ..codecs.base import Codec
 from ..codecs.semantic import SemanticTokenizer
+from ..errors import BadInput
 from .durations import TRACK
 from .pack import ALIGN_RATE, Pack
 from .tasks.ctc import ctc_targets
 
-__all__ = ["add_alignment", "add_codes", "align", "pointers", "progress_of"]
+__all__ = ["add_alignment", "add_codes", "align", "latents_track", "pointers", "progress_of"]
 
 Progress = Callable[[Iterable[int], int], Iterable[int]]
 
@@ -89,18 +90,34 @@ def add_codes(
     progress: Progress | None = None,
     most: int | None = None,
 ) -> None:
-    """Adds `codes.NAME.u16`: `[frame, codebook]` of every utterance, or of the first `most` (the others stay empty)."""
+    """Adds `codes.NAME.u16`: `[frame, codebook]` of every utterance, or of the first `most` (the others stay empty).
+    Of a codec of latents, `latents.NAME.f16`: mean and log of the standard deviation, `[frame, 2 * dim]`."""
+    continuous = isinstance(codec, Codec) and codec.frame_spec.kind == "latents"
+    dtype = np.float16 if continuous else np.uint16
+
+    def row(wave: Tensor) -> np.ndarray:
+        if not continuous:
+            return codec.encode(wave)[0][0].T.numpy().astype(np.uint16)
+        assert isinstance(codec, Codec)
+        mean, log_std = codec.posterior(wave)
+        if log_std is None:
+            raise BadInput(f"{name} has no posterior to store; a language model takes its latents from the audio")
+        return torch.cat([mean, log_std], 1)[0].T.numpy().astype(np.float16)
 
     def rows() -> Iterator[np.ndarray]:
         indices: Iterable[int] = range(len(pack))
         for i in progress(indices, len(pack)) if progress else indices:
             if most is not None and i >= most:
-                yield np.zeros(0, np.uint16)
+                yield np.zeros(0, dtype)
                 continue
-            codes, _ = codec.encode(torch.from_numpy(pack.wave(i))[None, None])
-            yield codes[0].T.numpy().astype(np.uint16)
+            yield row(torch.from_numpy(pack.wave(i))[None, None])
 
-    pack.write_track(f"codes.{name}.u16", rows(), np.uint16)
+    pack.write_track(latents_track(name) if continuous else f"codes.{name}.u16", rows(), dtype)
+
+
+def latents_track(codec: str) -> str:
+    """Name of the track that holds a codec's latents."""
+    return f"latents.{codec}.f16"
 
 
 def pointers(starts: np.ndarray, frames: int, per_frame: float = ALIGN_RATE / 25) -> np.ndarray:

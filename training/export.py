@@ -78,7 +78,7 @@ def _load(run: Path, kind: str) -> nn.Module:
         return load_codec(str(run))
     if kind == "semantic":
         return load_semantic(str(run))
-    if kind == "lm":
+    if kind in ("lm", "ardit"):
         from ..tts.synthesizer import load_lm
 
         return load_lm(str(run))[0]
@@ -96,7 +96,7 @@ def _load(run: Path, kind: str) -> nn.Module:
         from ..dialogue.loading import load_duplex
 
         return load_duplex(str(run), packed=False).model
-    kinds = "codec, semantic, lm, token_lm, flow, mel and duplex"
+    kinds = "codec, semantic, lm, ardit, token_lm, flow, mel and duplex"
     raise ConfigError(f"{run / 'config.json'} names the kind {kind!r}; {kinds} can be exported")
 
 

@@ -29,9 +29,9 @@ from .phones import PAUSES, PHONE_IDS, PHONES, START
 from .token_heads import DepthHead
 
 if TYPE_CHECKING:
-    from .generate import PointerPlan
+    from .generate import PointerPlan, Request
 
-__all__ = ["PhoneFeatures", "SpeechLM", "SpeechLMConfig", "phone_features"]
+__all__ = ["PhoneEncoder", "PhoneFeatures", "SpeechLM", "SpeechLMConfig", "phone_features"]
 
 
 class SpeechLMConfig(BaseModel):
@@ -116,18 +116,14 @@ class PhoneEncoder(nn.Module):
     The last row is the end, what lies ahead of the last phone: the same as padding, so that a batch equals its items.
     """
 
-    def __init__(self, config: SpeechLMConfig) -> None:
+    def __init__(self, width: int, blocks: int = 3, kernel: int = 5, hidden: int = 512) -> None:
         super().__init__()
-        width = config.backbone.width
         self.phone = nn.Embedding(len(PHONES), width)
         self.word_start = nn.Embedding(2, width)
         self.upcoming = nn.Embedding(len(PAUSES) + 1, width)
-        self.blocks = nn.ModuleList(
-            ConvNeXtBlock(width, config.phone_hidden, config.phone_kernel, causal=False)
-            for _ in range(config.phone_blocks)
-        )
+        self.blocks = nn.ModuleList(ConvNeXtBlock(width, hidden, kernel, causal=False) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
-        self.context = config.phone_blocks * (config.phone_kernel // 2)
+        self.context = blocks * (kernel // 2)
         for table in (self.phone, self.word_start, self.upcoming):
             nn.init.normal_(table.weight, std=0.5)
 
@@ -148,7 +144,7 @@ class SpeechLM(StreamingModule):
         self.config = config
         width = config.backbone.width
         self.pattern = make_pattern(config.pattern, config.codebooks, config.vocab)
-        self.phones = PhoneEncoder(config)
+        self.phones = PhoneEncoder(width, config.phone_blocks, config.phone_kernel, config.phone_hidden)
         self.next_phone = nn.Linear(width, width, bias=False)
         self.progress = nn.Embedding(config.longest + 1, width)
         self.voice = nn.Embedding(len(config.voices), width)
@@ -215,6 +211,12 @@ class SpeechLM(StreamingModule):
         return self.backbone(x, None if state is None else state.child("backbone"))
 
     # -- generation: what `tts/generate.py` asks of a model -----------------------------------------------------------
+    def begin(self, request: Request) -> PointerPlan:
+        """The plan of a request. Raises BadInput for what would break a step."""
+        from .pointer_plan import PointerPlan
+
+        return PointerPlan(request, self)
+
     def enter(self, plan: PointerPlan, state: State, slot: int) -> None:
         """A request joins, or its text has grown: its phones are read. Rows that were settled stay what they were, to
         the bit, however the text was cut."""

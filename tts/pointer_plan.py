@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,9 +49,9 @@ class Request:
     frames: int | None = None
     pace: float = 2.0
 
-    def plan(self, lm: SpeechLM) -> PointerPlan:
-        """Raises BadInput for what would break a step."""
-        return PointerPlan(self, lm)
+    def plan(self, lm: Any) -> Any:
+        """The plan that the model makes of it. Raises BadInput for what would break a step."""
+        return lm.begin(self)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ from torch import Tensor
 
 from ..codecs.base import Codec
 from ..errors import BadInput
+from .ardit import Ardit
+from .ardit_plan import ArditPlan
 from .decoder import BatchDecoder
 from .generate import Frame, Generation, PointerPlan, Request
 from .lm import SpeechLM
@@ -112,7 +114,7 @@ class _Answer:
 
     def __init__(self, script: Script, settings: SpeechSettings, chunks: Sequence[int]) -> None:
         self.script, self.settings, self.sizes = script, settings, chunks
-        self.plan: PointerPlan | None = None
+        self.plan: PointerPlan | ArditPlan | None = None
         self.timeline: Timeline | None = None
         self.breaks: dict[int, float] = {}
         self.waiting: deque[Tensor] = deque()
@@ -146,7 +148,7 @@ class _Answer:
         """Neither frames to make nor to decode: the next sentence may begin."""
         return self.ended and not self.waiting and not self.flushed
 
-    def begin(self, utterance: Utterance, plan: PointerPlan, frame_seconds: float) -> None:
+    def begin(self, utterance: Utterance, plan: PointerPlan | ArditPlan, frame_seconds: float) -> None:
         self.plan, self.timeline = plan, Timeline(utterance, self.frames_in, frame_seconds)
         self.sentences += 1
         self.breaks = {}
@@ -207,7 +209,7 @@ class SpeechBatch:
         chunks: frames per decoded chunk, the last for all further ones.
     """
 
-    def __init__(self, lm: SpeechLM, codec: Codec, slots: int = 1, chunks: Sequence[int] = CHUNKS) -> None:
+    def __init__(self, lm: SpeechLM | Ardit, codec: Codec, slots: int = 1, chunks: Sequence[int] = CHUNKS) -> None:
         self.codec, self.slots, self.chunks = codec, slots, tuple(chunks)
         self.generation = Generation(lm, slots)
         self.decoder = BatchDecoder(codec, slots)

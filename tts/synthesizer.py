@@ -16,6 +16,7 @@ from ..codecs.grouped import grouped
 from ..codecs.loading import load_codec, load_weights, model_folder, read_config, read_json, read_model, validated
 from ..errors import BadInput, ConfigError
 from ..nn.packed import pack_linears
+from .ardit import Ardit, ArditConfig
 from .lm import SpeechLM, SpeechLMConfig
 from .sampling import SamplingConfig
 from .script import Script, Split
@@ -64,14 +65,18 @@ class VoiceSettings(BaseModel):
     advance_temperature: float = 0.7
 
 
-def load_lm(name: str) -> tuple[SpeechLM, str]:
-    """A language model in eval mode and the name of the codec it speaks, by bundled name or folder.
+def load_lm(name: str) -> tuple[SpeechLM | Ardit, str]:
+    """A language model (or ARDiT) in eval mode and the name of the codec it speaks, by bundled name or folder.
 
     Raises:
         MissingFile, ConfigError, CorruptFile: what is wrong with it.
     """
-    folder, config, codec = read_model(name, "lm", "speech language model")
-    lm = SpeechLM(validated(SpeechLMConfig, config, folder))
+    if read_config(model_folder(name)).get("kind") == "ardit":
+        folder, config, codec = read_model(name, "ardit", "block diffusion model")
+        lm: SpeechLM | Ardit = Ardit(validated(ArditConfig, config, folder))
+    else:
+        folder, config, codec = read_model(name, "lm", "speech language model")
+        lm = SpeechLM(validated(SpeechLMConfig, config, folder))
     load_weights(lm, folder)
     return lm.eval(), codec
 
@@ -101,7 +106,7 @@ class Synthesizer:
     timed = True
     """Its chunks carry the times of words and phones."""
 
-    def __init__(self, lm: SpeechLM, codec: Codec, settings: VoiceSettings) -> None:
+    def __init__(self, lm: SpeechLM | Ardit, codec: Codec, settings: VoiceSettings) -> None:
         unknown = set(settings.names.values()) - set(lm.config.voices)
         if unknown or settings.default not in settings.names:
             raise ConfigError(f"voice settings name voices that the model lacks: {sorted(unknown) or settings.default}")
@@ -212,10 +217,11 @@ class Synthesizer:
             raise BadInput(f"pause must lie between {PAUSES[0]} and {PAUSES[1]}, not {pause}")
         if not 0 <= seed <= MAX_SEED:
             raise BadInput(f"seed must lie between 0 and {MAX_SEED}, not {seed}")
-        if codebooks is not None and self.lm.config.latent is not None:
+        spec = self.codec.frame_spec
+        if codebooks is not None and spec.kind == "latents":
             raise BadInput("this voice speaks in continuous tokens, which have no codebooks to leave out")
-        if codebooks is not None and not 1 <= codebooks <= self.lm.config.codebooks:
-            raise BadInput(f"codebooks must lie in 1..{self.lm.config.codebooks}, not {codebooks}")
+        if codebooks is not None and not 1 <= codebooks <= spec.codebooks:
+            raise BadInput(f"codebooks must lie in 1..{spec.codebooks}, not {codebooks}")
         sampling = self.settings.sampling
         if temperature is not None:
             if not 0 <= temperature <= 2:

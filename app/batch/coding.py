@@ -31,6 +31,10 @@ class CodingWork:
     suffix: str = ".qvr"
     width: int = 1
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        return "quaver.codecs.loading", "quaver.app.coding", "soundfile"
+
     def voice_of(self, row: Row) -> tuple[str, str]:
         return row.voice or "", self.codec
 

@@ -64,6 +64,10 @@ class SpeechWork:
     def width(self) -> int:
         return self.slots
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        return "quaver.tts.synthesizer", "quaver.tts.script", "quaver.app.audio", "soundfile", "hibari.g2p"
+
     def name_of(self, row: Row) -> str:
         """The row's model, "default" resolved."""
         name = row.model or self.model
@@ -101,7 +105,7 @@ def model_hashes(name: str) -> tuple[str, str]:
     Raises:
         MissingFile, CorruptFile: there is no such model.
     """
-    from ...codecs.loading import model_folder, read_config, weights_sha256
+    from ...codecs.folders import model_folder, read_config, weights_sha256
 
     folder = model_folder(name)
     codec = str(read_config(folder).get("codec", ""))
@@ -115,7 +119,7 @@ def model_hashes(name: str) -> tuple[str, str]:
 
 @lru_cache(maxsize=64)
 def _default_voice(name: str) -> str:
-    from ...codecs.loading import model_folder, read_config, read_json
+    from ...codecs.folders import model_folder, read_config, read_json
 
     folder = model_folder(name)
     settings = read_json(folder / "settings.json") if (folder / "settings.json").exists() else {}

@@ -74,6 +74,11 @@ class Work(Protocol):
         """How many rows a station holds at once."""
         ...
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """What a station imports, by name: worker processes share one import of them."""
+        ...
+
     def voice_of(self, row: Row) -> tuple[str, str]:
         """Voice and model of a row, as its name may show them.
 

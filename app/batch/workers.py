@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -74,8 +74,7 @@ class _Pool:
         self.suspects: deque[Task] = deque()
         self.more = True
         self.deaths = 0
-        # spawn: a forked copy of a process with running torch threads can hang
-        self.context = get_context("spawn")
+        self.context = _context(work)
         self.workers: list[_Worker] = []
         for _ in range(count):
             self.workers.append(self._start())
@@ -178,6 +177,18 @@ def by_processes(work: Work, out: Path, tasks: Iterable[Task], count: int, threa
         yield from pool.entries()
     finally:
         pool.close()
+
+
+def _context(work: Work) -> Any:
+    """How processes start: forked from one that has imported what they need and done nothing else, where there is such.
+
+    A fork of this process could hang, as it may have threads; and imports cost as much as ten seconds of speech.
+    """
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["quaver.app.batch.workers", *work.modules])
+    return context
 
 
 @contextmanager

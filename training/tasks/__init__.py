@@ -15,6 +15,7 @@ TASKS = {
     "codec": "CodecTask",
     "lm": "LMTask",
     "latent_lm": "LatentLMTask",
+    "ardit": "ArditTask",
     "token_lm": "TokenLMTask",
     "flow": "FlowTask",
     "vocoder": "VocoderTask",

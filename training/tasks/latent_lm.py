@@ -1,7 +1,7 @@
 """Trains the pointer-layout language model on continuous tokens (MELLE, KALL-E, flow heads).
 
-As `training/tasks/lm.py`, with latents that a codec makes of the packed audio on the way. The model's own past is
-corrupted here too: noised by a random amount per utterance (CAM, Pasini et al. 2024, in the variance-preserving form
+As `training/tasks/lm.py`, with latents: those that the packs store (`quaver corpus codes PACK --codec ...`), or else
+made of the audio on the way, which a mel is cheap enough for. The model's own past is corrupted here too: noised by a random amount per utterance (CAM, Pasini et al. 2024, in the variance-preserving form
 of CALM), and blanked at some steps.
 """
 
@@ -21,6 +21,7 @@ from ...codecs.loading import load_codec
 from ...errors import ConfigError
 from ...tts.latent_heads import LatentHead
 from ...tts.lm import SpeechLM
+from ..align import latents_track
 from ..pack import ALIGN_RATE, SAMPLE_RATE
 from ..sampling import Pick
 from .lm import LMTask
@@ -29,7 +30,7 @@ from .lm import Options as LMOptions
 __all__ = ["LatentLMTask"]
 
 FITTED = 24
-"""Utterances from which the latents' mean and scale are taken."""
+"""Utterances of each pack from which the latents' mean and scale are taken."""
 
 
 class Options(LMOptions):
@@ -58,6 +59,10 @@ class LatentLMTask(LMTask):
         self.codec = load_codec(self.options.codes).requires_grad_(False)
 
     def _network(self) -> nn.Module:
+        self.stored = latents_track(self.options.codes.rstrip("/").split("/")[-1])
+        if all((pack.folder / self.stored).exists() for pack in self.mixture.packs):
+            self.track = "latents"
+            self.mixture.keep(self.stored, np.float16)
         latent = self.settings.latent
         if latent is None:
             raise ConfigError("the task latent_lm needs model.latent and a continuous head")
@@ -78,12 +83,29 @@ class LatentLMTask(LMTask):
 
     @torch.no_grad()
     def _examples(self) -> Tensor:
-        """Latents `[n, dim]` of the first utterances of every pack."""
-        waves = [pack.wave(int(i)) for pack, use in zip(self.mixture.packs, self.mixture.usable) for i in use[:FITTED]]
-        return torch.cat([self.steps_of.encode(torch.from_numpy(w)[None, None])[0][0].T for w in waves])
+        """Latents `[n, dim]` of some utterances of every pack."""
+        picks = [
+            Pick(pack, int(i)) for pack, use in zip(self.mixture.packs, self.mixture.usable) for i in use[-FITTED:]
+        ]
+        if self.track == "latents":
+            return torch.cat([self._stored(pick)[:, : self._head.config.dim] for pick in picks])
+        waves = [torch.from_numpy(pick.pack.wave(pick.index))[None, None] for pick in picks]
+        return torch.cat([self.steps_of.encode(wave)[0][0].T for wave in waves])
+
+    def _stored(self, pick: Pick) -> Tensor:
+        """Means and log standard deviations `[step, 2 * dim]` of an utterance; its last frames fill the last step."""
+        group, width = self._head.config.group, self.codec.frame_spec.dim
+        track, offsets = pick.pack.track(self.stored, np.float16, 2 * width)
+        rows = torch.from_numpy(np.array(track[offsets[pick.index] : offsets[pick.index + 1]], np.float32))
+        rows = torch.cat([rows, rows[-1:].expand(-len(rows) % group, -1)])
+        mean, log_std = (half.reshape(len(rows) // group, -1) for half in rows.split(width, 1))
+        return torch.cat([mean, log_std], 1)
 
     def _row(self, pick: Pick, rng: np.random.Generator) -> dict[str, Any]:
         size = self.steps_of.frame_size
+        if self.track == "latents":
+            latents = self._stored(pick)
+            return {"latents": latents, **self._text(pick, len(latents), ALIGN_RATE * size / SAMPLE_RATE, rng)}
         wave = torch.from_numpy(pick.pack.wave(pick.index))
         wave = F.pad(wave, (0, -len(wave) % size))
         steps = len(wave) // size
@@ -101,12 +123,7 @@ class _Network(nn.Module):
     def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         model, options, head = self.model, self.options, self.model.head
         assert isinstance(head, LatentHead)
-        with torch.no_grad():
-            steps, spread = self._codec[0].to(batch["audio"].device).posterior(batch["audio"][:, None])
-            steps = steps.float()
-            if spread is None:
-                log_spread = float(np.log(head.config.spread)) + head.scale.log()
-                spread = log_spread[:, None].expand_as(steps)
+        steps, spread = self._steps(batch, head)
         before = model.shift(steps)
         encoded = model.phones(batch["phones"], batch["word_start"], batch["upcoming"])
         hidden = model.hidden(
@@ -124,6 +141,18 @@ class _Network(nn.Module):
                 weight = 0.0  # MELLE: the regression first
             total = total + weight * value
         return {"loss": total, "advance": advance, **losses}
+
+    @torch.no_grad()
+    def _steps(self, batch: dict[str, Tensor], head: LatentHead) -> tuple[Tensor, Tensor]:
+        """Latents and their log standard deviation `[batch, dim, step]`."""
+        if "latents" in batch:
+            mean, log_std = batch["latents"].transpose(1, 2).chunk(2, 1)
+            return mean, log_std
+        steps, spread = self._codec[0].to(batch["audio"].device).posterior(batch["audio"][:, None])
+        if spread is None:
+            log_spread = float(np.log(head.config.spread)) + head.scale.log()
+            spread = log_spread[:, None].expand_as(steps)
+        return steps.float(), spread
 
     def _corrupt(self, previous: Tensor) -> Tensor:
         """The past `[batch, dim, step]` with noise, some steps blanked."""

@@ -59,15 +59,18 @@ class LMTask:
         voices = sorted({p.entries[int(i)].voice for p, u in zip(self.mixture.packs, self.mixture.usable) for i in u})
         self._drop_unaligned()
         rates = [self._mean_rate(voice) for voice in voices]
-        if recipe.init is None:
-            settings = SpeechLMConfig.model_validate({**recipe.model, "voices": voices, "rates": rates})
-            self.model = SpeechLM(settings)
-        else:
-            self.model = _continued(model_folder(str(recipe.init)), recipe.model, dict(zip(voices, rates, strict=True)))
-        self.settings = self.model.config
-        self.voice_ids = {voice: i for i, voice in enumerate(self.settings.voices)}
+        self._build(recipe, dict(zip(voices, rates, strict=True)))
         self.network = self._network()
         self.seconds = recipe.batch_seconds
+
+    def _build(self, recipe: Recipe, rates: dict[str, float]) -> None:
+        """Makes the model; `rates`: phones per second of each voice of the data."""
+        if recipe.init is None:
+            settings = {**recipe.model, "voices": tuple(rates), "rates": tuple(rates.values())}
+            self.model = SpeechLM(SpeechLMConfig.model_validate(settings))
+        else:
+            self.model = _continued(model_folder(str(recipe.init)), recipe.model, rates)
+        self.settings = self.model.config
 
     def _network(self) -> nn.Module:
         return _Network(self.model, self.options)
@@ -79,6 +82,9 @@ class LMTask:
 
     def _prepare(self) -> None:
         """For a task that needs something before its model is built."""
+
+    def voice_id(self, voice: str) -> int:
+        return self.settings.voices.index(voice)
 
     def config(self) -> dict[str, Any]:
         return {"kind": "lm", "codec": self.options.codes, **self.settings.model_dump()}
@@ -134,7 +140,7 @@ class LMTask:
         # The last frame advances past the end: that is the stop.
         following = np.append(pointer[1:], len(entry.phones) + 1)
         features = phone_features(entry.phones, {word[1] for word in entry.words})
-        rate = np.log(self._rate(pack, index) / self.settings.rates[self.voice_ids[entry.voice]])
+        rate = np.log(self._rate(pack, index) / self.settings.rates[self.voice_id(entry.voice)])
         return {
             "phones": features.phones,
             "word_start": features.word_start,
@@ -142,7 +148,7 @@ class LMTask:
             "pointer": torch.from_numpy(pointer),
             "progress": torch.from_numpy(np.minimum(progress_of(pointer), self.settings.longest)),
             "advance": torch.from_numpy(np.minimum(following - pointer, self.settings.advance)),
-            "voice": self.voice_ids[entry.voice],
+            "voice": self.voice_id(entry.voice),
             "rate": 0.0 if rng.random() < self.options.rate_drop else float(np.clip(rate, -0.4, 0.4)),
         }
 
