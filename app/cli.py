@@ -20,6 +20,7 @@ from .commands import (
     corpus,
     demo,
     dialogues,
+    edit,
     eval_duplex,
     eval_tts,
     groups,
@@ -46,6 +47,7 @@ app.command("voices")(say.voices)
 app.command("batch")(batch.batch)
 app.add_typer(voice.app, name="voice")
 app.command("convert")(voice.convert)
+app.command("edit")(edit.edit)
 app.add_typer(codec.app, name="codec")
 app.add_typer(corpus.app, name="corpus")
 app.add_typer(groups.app, name="groups")

@@ -1,7 +1,7 @@
 """Forced alignment of packed corpora with the project's own phoneme recogniser, and the tracks that the LM trains on.
 
 `add_alignment` writes `align.i16`: for every utterance the first 50 Hz frame of each phone (with the silence `^`
-first), by `torchaudio.functional.forced_align`. `add_codes` writes the codec's codes. `pointers` turns phone starts
+first), by `tts/alignment.py`. `add_codes` writes the codec's codes. `pointers` turns phone starts
 into the pointer of each 25 Hz frame.
 """
 
@@ -14,44 +14,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchaudio.functional import forced_align
 
 from ..codecs.base import Codec
 from ..codecs.semantic import SemanticTokenizer
 from ..errors import BadInput
+from ..tts.alignment import align
 from .durations import TRACK
 from .pack import ALIGN_RATE, Pack
-from .tasks.ctc import ctc_targets
 
-__all__ = ["add_alignment", "add_codes", "align", "latents_track", "pointers", "progress_of"]
+__all__ = ["add_alignment", "add_codes", "latents_track", "pointers", "progress_of"]
 
 Progress = Callable[[Iterable[int], int], Iterable[int]]
-
-
-@torch.inference_mode()
-def align(model: SemanticTokenizer, audio: Tensor, phones: tuple[str, ...] | list[str]) -> np.ndarray | None:
-    """First 50 Hz frame of `^` and of each phone, int `[1 + phone]`; None if the phones cannot fit into the audio.
-
-    Args:
-        audio: `[1, 1, sample]` at the model's rate.
-    """
-    ids = {s: i for i, s in enumerate(model.config.symbols)}
-    targets = torch.tensor([[ids[s] for s in ctc_targets(tuple(phones))]], dtype=torch.int32)
-    log_probs = model(audio).log_probs.cpu()
-    repeats = int((targets[0, 1:] == targets[0, :-1]).sum())
-    if targets.shape[1] + repeats > log_probs.shape[1]:
-        return None
-    path, _ = forced_align(log_probs.contiguous(), targets, blank=0)
-    return _starts(path[0].numpy(), targets.shape[1])
-
-
-def _starts(path: np.ndarray, count: int) -> np.ndarray:
-    """Start of each target in a best path; blanks belong to the target before them."""
-    previous = np.concatenate([[0], path[:-1]])
-    begins = np.flatnonzero((path != 0) & (path != previous))
-    starts = begins[:count].astype(np.int16)
-    starts[0] = 0
-    return starts
 
 
 def add_alignment(pack: Pack, model: SemanticTokenizer, progress: Progress | None = None) -> None:
@@ -68,8 +41,8 @@ def add_alignment(pack: Pack, model: SemanticTokenizer, progress: Progress | Non
                 yield known[i]
                 continue
             phones = pack.entries[i].phones  # none: speech without a transcript, for codecs only
-            starts = align(model, torch.from_numpy(pack.wave(i))[None, None], phones) if phones else None
-            yield np.zeros(0, np.int16) if starts is None else starts
+            found = align(model, torch.from_numpy(pack.wave(i))[None, None], phones) if phones else None
+            yield np.zeros(0, np.int16) if found is None else found.starts
 
     pack.write_track("align.i16", rows(), np.int16)
 

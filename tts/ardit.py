@@ -217,11 +217,9 @@ class Ardit(StreamingModule):
         def at(index: Tensor) -> Tensor:
             return encoded.gather(1, index.clamp(max=most)[..., None].expand(-1, -1, width))
 
-        counted = (table(x.clamp(max=self.config.longest)) for table, x in self._counts(course))
-        return sum(counted, at(course.pointer) + self.next_phone(at(course.pointer + 1)))
-
-    def _counts(self, course: Course) -> tuple[tuple[nn.Embedding, Tensor], ...]:
-        return (self.progress, course.progress), (self.left, course.left)
+        spent, left = (x.clamp(max=self.config.longest) for x in (course.progress, course.left))
+        told = at(course.pointer) + self.next_phone(at(course.pointer + 1))
+        return told + self.progress(spent) + self.left(left)
 
     def _when(self, time: Tensor) -> Tensor:
         """Times `[...]` in 0..1 -> `[..., condition]`."""

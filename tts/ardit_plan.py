@@ -67,13 +67,19 @@ class Gap:
 
     Attributes:
         lengths: frames of every phone, inside the gap as planned. first, frames: where the gap begins and how long it
-            is, in frames of the whole. latents: `[frame, dim]` of the frames outside, in order.
+            is, in frames of the whole. before, after: latents `[frame, dim]` of the frames next to it on either side.
     """
 
     lengths: tuple[float, ...]
     first: int
     frames: int
-    latents: Tensor
+    before: Tensor
+    after: Tensor
+
+    @property
+    def known(self) -> int:
+        """How many frames are known."""
+        return len(self.before) + len(self.after)
 
 
 class ArditPlan:
@@ -107,7 +113,7 @@ class ArditPlan:
     @property
     def pinned(self) -> int:
         """Positions of the cache that stay for good: the text and what is known."""
-        return len(self.request.features) + (0 if self.gap is None else len(self.gap.latents))
+        return len(self.request.features) + (0 if self.gap is None else self.gap.known)
 
     def extend(self, features: PhoneFeatures, whole: bool) -> None:
         """The text as it is now known."""
@@ -123,7 +129,7 @@ class ArditPlan:
 
         if self.gap is not None:
             lengths = self.gap.lengths
-            total = self.gap.frames + len(self.gap.latents)
+            total = self.gap.first + self.gap.frames + len(self.gap.after)
         else:
             lengths = planned_lengths(self.request, lengths)
             total = max(1, round(sum(lengths)))
@@ -151,10 +157,12 @@ class ArditPlan:
             self.read = [*self.read, "text"]
             places = torch.arange(self.encoded.shape[1] - 1, device=self.encoded.device) + 0.5
             return self._chunk("text", self.encoded[0, :-1], places)
-        if self.gap is not None and "known" not in self.read:
+        if self.gap is not None and self.gap.known and "known" not in self.read:
             self.read = [*self.read, "known"]
-            known = torch.cat([self._span(0, self.gap.first), self._span(self.gap.first + self.gap.frames, None)])
-            return self._chunk("known", *self._told(known), latents=self.gap.latents)
+            gap, over = self.gap, self.gap.first + self.gap.frames
+            spans = [torch.arange(gap.first - len(gap.before), gap.first), torch.arange(over, over + len(gap.after))]
+            rows, places = self._told(torch.cat(spans))
+            return self._chunk("known", rows, places, latents=torch.cat([gap.before, gap.after]))
         first = self.made + (0 if self.gap is None else self.gap.first)
         # The last block may reach past the end: those frames repeat the last one's place, and are not handed out.
         end = (0 if self.gap is None else self.gap.first) + self.frames
@@ -170,10 +178,6 @@ class ArditPlan:
             self.ready.append(Frame(latents, int(self.course.pointer[before + self.made + i])))
         self.made += self.block
         return None
-
-    def _span(self, first: int, end: int | None) -> Tensor:
-        assert self.course is not None
-        return torch.arange(len(self.course.place))[first:end]
 
     def _told(self, span: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and places of some frames."""

@@ -47,7 +47,7 @@ def create(
     if output.suffix != SUFFIX:
         raise BadInput(f"{output}: voice files end in {SUFFIX}")
     check_writable(output)
-    said = _transcript(text)
+    said = transcript_of(text)
     _check_length(reference)
     sound = _sound(model, vocoder, threads)
     voice = sound.describe(_mono(reference, sound.sample_rate), name=name or output.stem, text=said)
@@ -135,7 +135,12 @@ def _check_length(reference: str) -> None:
             raise BadInput(f"{reference} lasts {seconds:.0f} s; at most {LONGEST:g} s are taken, and 10 s are enough")
 
 
-def _transcript(text: str | None) -> str:
+def transcript_of(text: str | None) -> str:
+    """The words of `--text`, or of the .txt file that it names.
+
+    Raises:
+        BadInput: none, or not UTF-8.
+    """
     if text is None:
         return ""
     if text.endswith(".txt"):
@@ -146,7 +151,7 @@ def _transcript(text: str | None) -> str:
             raise BadInput(f"{path} is not UTF-8 text (byte {error.start}); convert it first") from None
     text = " ".join(text.split())
     if not text:
-        raise BadInput("the transcript is empty; leave --text away if you have none")
+        raise BadInput("the transcript is empty; give what is said")
     return text
 
 

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from quaver.codecs.native import XCodec, XCodecConfig
 from quaver.codecs.semantic import SemanticConfig, SemanticTokenizer
 from quaver.errors import BadInput, ConfigError, MissingFile
-from quaver.training.align import _starts, add_alignment, add_codes, align, pointers, progress_of, speaking_rate
+from quaver.training.align import add_alignment, add_codes, pointers, progress_of, speaking_rate
 from quaver.training.loop import learning_rate
 from quaver.training.losses import SpectralLoss
 from quaver.training.pack import Pack, pack_manifest
 from quaver.training.recipe import Optimizer, Source, load_recipe
 from quaver.training.sampling import Mixture
-from quaver.training.tasks.ctc import ctc_symbols, ctc_targets
+from quaver.training.tasks.ctc import ctc_symbols
+from quaver.tts.alignment import align, ctc_targets, starts_of
 from quaver.tts.text import is_pause
 
 from ..laws import many, randn
@@ -79,8 +80,8 @@ def test_tracks_come_back_as_written(pack: Pack) -> None:
 def test_starts_of_a_best_path() -> None:
     """Blanks belong to the target before them; equal neighbours are parted by a blank; the first begins at 0."""
     path = np.array([0, 0, 4, 4, 0, 4, 2, 2, 0, 0, 3])
-    assert _starts(path, 4).tolist() == [0, 5, 6, 10]
-    assert _starts(np.array([1, 1, 1]), 1).tolist() == [0]
+    assert starts_of(path, 4).tolist() == [0, 5, 6, 10]
+    assert starts_of(np.array([1, 1, 1]), 1).tolist() == [0]
 
 
 @many

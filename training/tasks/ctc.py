@@ -15,24 +15,18 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from ...codecs.semantic import SemanticConfig, SemanticTokenizer
-from ...tts.text import BASE_PHONES, is_pause, strip_stress
+from ...tts.alignment import BLANK, PAUSE, ctc_targets
+from ...tts.text import BASE_PHONES, is_pause
 from ..durations import TRACK
 from ..recipe import Recipe, start_from
 from ..sampling import Mixture, Pick
 
-__all__ = ["BLANK", "PAUSE", "CTCTask", "ctc_symbols", "ctc_targets"]
-
-BLANK, PAUSE = "-", "|"
+__all__ = ["CTCTask", "ctc_symbols"]
 
 
 def ctc_symbols() -> tuple[str, ...]:
     """The recogniser's outputs: blank, pause, then the phonemes without stress."""
     return (BLANK, PAUSE, *(p for p in BASE_PHONES if p not in ("_", "^") and not is_pause(p)))
-
-
-def ctc_targets(phones: tuple[str, ...] | list[str]) -> list[str]:
-    """Phones of an utterance as recogniser symbols: a pause first, then one symbol a phone."""
-    return [PAUSE, *(PAUSE if is_pause(p) else strip_stress(p) for p in phones)]
 
 
 class Options(BaseModel):

@@ -1,8 +1,9 @@
 """Trains the pointer-layout language model on continuous tokens (MELLE, KALL-E, flow heads).
 
 As `training/tasks/lm.py`, with latents: those that the packs store (`quaver corpus codes PACK --codec ...`), or else
-made of the audio on the way, which a mel is cheap enough for. The model's own past is corrupted here too: noised by a random amount per utterance (CAM, Pasini et al. 2024, in the variance-preserving form
-of CALM), and blanked at some steps.
+made of the audio on the way, which a mel is cheap enough for. The model's own past is corrupted here too: noised by a
+random amount per utterance (CAM, Pasini et al. 2024, in the variance-preserving form of CALM), and blanked at some
+steps.
 """
 
 from __future__ import annotations
