@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import BadInput
 from ..nn.recorded import Step, record
-from .base import Codec, check_audio
+from .base import Codec, check_audio, check_codes
 
 __all__ = ["FrameStream"]
 
@@ -29,6 +29,7 @@ class FrameStream:
         recorded: record the steps (on a CPU; takes a second). A step that cannot be recorded runs as it is.
 
     Attributes:
+        sound, frame: shapes of what goes into `encode` and into `decode`.
         state: of both directions; `state.reset(slots)` starts slots afresh, `state.save()` keeps them.
 
     Raises:
@@ -40,8 +41,8 @@ class FrameStream:
             raise BadInput(f"this codec gives its first {codec.first_frames} frames together; use encode with a state")
         self.codec, self.slots, self.spec = codec.eval(), slots, codec.frame_spec
         self.codebooks = codec._levels(codebooks) if self.spec.kind == "codes" else self.spec.dim
-        with torch.inference_mode():
-            self.state = codec.init_state(slots)
+        self.sound, self.frame = (slots, 1, codec.frame_size), (slots, self.codebooks, 1)
+        self.state = codec.init_state(slots)
         self.device = next(tensor.device for _, tensor in self.state.tensors())
         self._encoder: Step = self._encode
         self._decoder: Step = self._decode
@@ -57,13 +58,17 @@ class FrameStream:
         """A frame of audio `[slot, 1, frame_size]` -> its codes `[slot, codebook, 1]` (or latents `[slot, dim, 1]`).
 
         Args:
-            moving: BoolTensor[slot] of the streams that have a frame (default: all); the others stay where they are.
+            moving: BoolTensor[slot] of the streams that have a frame (default: all); the others stay where they are,
+                and their rows of the result mean nothing.
 
         Raises:
             BadInput: another shape, or samples that are not finite.
         """
         check_audio(audio)
-        return self._step(self._encoder, audio, (self.slots, 1, self.codec.frame_size), moving)
+        self._fits(audio, self.sound)
+        if moving is not None and not bool(moving.any()):
+            return torch.zeros(self.frame, dtype=torch.long if self.spec.kind == "codes" else None, device=self.device)
+        return self._step(self._encoder, audio, moving)
 
     def decode(self, frames: Tensor, moving: Tensor | None = None) -> Tensor:
         """Codes `[slot, codebook, 1]` -> audio `[slot, 1, frame_size]`, late by the codec's `latency`.
@@ -71,8 +76,12 @@ class FrameStream:
         Raises:
             BadInput: another shape, or a code outside the vocabulary.
         """
-        self._check(frames)
-        return self._step(self._decoder, frames, (self.slots, self.codebooks, 1), moving)
+        self._fits(frames, self.frame)
+        if self.spec.kind == "codes":  # a recording cannot look at numbers, so they are looked at here
+            check_codes(frames, self.codebooks, self.spec.vocab)
+        if moving is not None and not bool(moving.any()):
+            return torch.zeros(self.sound, device=self.device)
+        return self._step(self._decoder, frames, moving)
 
     @torch.inference_mode()
     def flush(self) -> Tensor:
@@ -80,18 +89,14 @@ class FrameStream:
         return self.codec.flush(self.state)
 
     @torch.inference_mode()
-    def _step(self, step: Step, x: Tensor, shape: tuple[int, ...], moving: Tensor | None) -> Tensor:
-        if x.shape != shape:
-            raise BadInput(f"a step of this stream takes {list(shape)}, not {list(x.shape)}")
+    def _step(self, step: Step, x: Tensor, moving: Tensor | None) -> Tensor:
         everybody = torch.ones(self.slots, dtype=torch.bool, device=self.device)
         return step(x.to(self.device), everybody if moving is None else moving)[0]
 
-    def _check(self, frames: Tensor) -> None:
-        """A recording cannot look at numbers, so they are looked at here."""
-        if self.spec.kind == "codes" and frames.numel():
-            low, high = int(frames.min()), int(frames.max())
-            if not 0 <= low <= high < self.spec.vocab:
-                raise BadInput(f"codes must lie in 0..{self.spec.vocab - 1}, got {low}..{high}")
+    @staticmethod
+    def _fits(x: Tensor, shape: tuple[int, ...]) -> None:
+        if x.shape != shape:
+            raise BadInput(f"a step of this stream takes {list(shape)}, not {list(x.shape)}")
 
     def _encode(self, audio: Tensor, moving: Tensor) -> tuple[Tensor, ...]:
         with self.state.only(moving):
@@ -105,13 +110,13 @@ class FrameStream:
     def _record(self) -> None:
         """Trials: all slots move, some, the others; sound and silence."""
         dice = torch.Generator().manual_seed(0)
-        sound = torch.randn(4, self.slots, 1, self.codec.frame_size, generator=dice) / 10
+        sound = torch.randn(4, *self.sound, generator=dice) / 10
         sound[2] = 0.0
         some = torch.arange(self.slots) % 2 == 0
         masks = (some | True, some, ~some | (self.slots == 1), some | True)
         heard = list(zip(sound, masks, strict=True))
         self._encoder = record(self._encode, self.state, [self.codec], heard) or self._encode
-        shape = (4, self.slots, self.codebooks, 1)
+        shape = (4, *self.frame)
         codes = self.spec.kind == "codes"
         frames = torch.randint(self.spec.vocab, shape, generator=dice) if codes else torch.randn(shape, generator=dice)
         said = list(zip(frames, masks, strict=True))

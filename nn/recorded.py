@@ -51,6 +51,7 @@ def record(step: Step, state: State, parts: Sequence[nn.Module], trials: Sequenc
     whole = _Whole(step, state, parts)
     tensors = [tensor for _, tensor in state.tensors()]
     try:
+        whole(*trials[0], *_copies(tensors))  # what a module works out once must not become part of every step
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Python numbers in the step; the trials say whether they matter
             recording: Any = torch.jit.trace(whole, (*trials[0], *_copies(tensors)), check_trace=False)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from quaver.errors import BadInput
-from quaver.nn.conv import CausalConv1d, CausalConvTranspose1d, ConvNeXtBlock
+from quaver.nn.conv import FEW, CausalConv1d, CausalConvTranspose1d, ConvNeXtBlock
 from quaver.nn.state import StreamingModule
 from quaver.nn.stft import STFT, InverseSTFT
 
@@ -25,6 +25,8 @@ CONVOLUTIONS: dict[str, Callable[[], StreamingModule]] = {
     "dilated": lambda: CausalConv1d(3, 6, 3, dilation=4, groups=3, bias=False),
     "transposed": lambda: CausalConvTranspose1d(3, 5, 7, 3),
     "transposed without overlap": lambda: CausalConvTranspose1d(3, 5, 3, 3, bias=False),
+    "depthwise": lambda: CausalConv1d(3, 3, 4, groups=3),
+    "depthwise without bias": lambda: CausalConv1d(3, 3, 4, groups=3, bias=False),
     "convnext": lambda: ConvNeXtBlock(3, 7),
 }
 
@@ -49,6 +51,22 @@ def test_streaming_equals_offline(name: str, lengths: list[int], batch: int) -> 
     x = randn(batch, 3, unit * sum(lengths))
     streamed = run(module, split(x, lengths, unit), batch)
     assert torch.allclose(streamed, module(x), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("batch", "time"), [(1, 1), (1, 5), (3, 4), (2, FEW // 2), (2, FEW), (1, FEW + 1)])
+def test_a_few_steps_of_a_depthwise_convolution_are_those_of_many(batch: int, time: int, bias: bool) -> None:
+    """Short inputs are multiplied as matrices: the same sums, and a row does not depend on its neighbours."""
+    module = randomised(CausalConv1d(6, 6, 7, groups=6, bias=bias))
+    assert isinstance(module, CausalConv1d)
+    x = randn(batch, 6, time)
+    y = module(x)
+    expected = module.conv(torch.nn.functional.pad(x, (6, 0)))
+    assert torch.allclose(y, expected, atol=1e-5)
+    other = torch.cat([x[:1], randn(batch, 6, time, seed=1)[1:]])
+    assert torch.equal(module(other)[0], y[0])
+    with torch.enable_grad():
+        assert module(x).requires_grad
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
