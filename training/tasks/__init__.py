@@ -16,6 +16,7 @@ TASKS = {
     "lm": "LMTask",
     "latent_lm": "LatentLMTask",
     "ardit": "ArditTask",
+    "ardit_distill": "ArditDistillTask",
     "token_lm": "TokenLMTask",
     "flow": "FlowTask",
     "vocoder": "VocoderTask",

@@ -5,6 +5,7 @@ The latents come from `quaver corpus codes PACK --codec CODEC` of a codec with a
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from ..recipe import Recipe
 from ..sampling import Pick
 from .lm import LMTask
 
-__all__ = ["ArditTask"]
+__all__ = ["ArditTask", "Given", "Options"]
 
 FITTED = 24
 """Utterances of each pack from which the latents' mean and scale are taken."""
@@ -142,29 +143,67 @@ class _Network(nn.Module):
         self.model, self.options = model, options
 
     def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-        model, options, rank = self.model, self.options, batch["rank"]
-        goal = (batch["latents"] - model.mean) / model.scale
-        encoded = model.phones(batch["phones"], batch["word_start"], batch["upcoming"])
-        time = self._times(rank)
-        noisy = torch.randn_like(goal).lerp(goal, time[..., None])
-        share = options.noise * torch.rand(len(goal), 1, 1, device=goal.device)
-        past = (1 - share).sqrt() * goal + share.sqrt() * torch.randn_like(goal)
-        course = Course(batch["pointer"], batch["progress"], batch["left"], batch["place"])
-        hidden_voice = torch.rand(len(goal), device=goal.device) < options.nobody
-        voice = batch["voice"].masked_fill(hidden_voice, model.nobody)
-        made = model.clean(encoded, batch["phones"] != 0, past, noisy, time, rank, course, voice)
-        weight = 1 / (1 - time).clamp(min=0.5).square() * (rank > 0)
-        flow = ((made - goal).square().mean(-1) * weight).sum() / (rank > 0).sum().clamp(min=1)
+        model, options = self.model, self.options
+        given = Given.of(batch, model, options)
+        encoded = given.encoded(model)
+        flow = given.flow_loss(model, encoded, given.goal, options.still)
         lengths, known = batch["lengths"], batch["lengths"] >= 0
         told = model.phone_lengths(encoded, batch["voice"])
         # Poisson: the best answer is the mean, so that the whole lasts as long as it should.
         poisson = ((told.exp() - lengths * told) * known).sum() / known.sum()
         return {"loss": flow + options.lengths * poisson, "flow": flow, "lengths": poisson}
 
-    def _times(self, rank: Tensor) -> Tensor:
-        """A time for every block `[batch, frame]`, more often early ones."""
-        blocks = rank.clamp(min=0)
-        drawn = torch.rand(len(rank), int(blocks.max()) + 1, device=rank.device)
+
+@dataclass(frozen=True)
+class Given:
+    """What a model is told of a batch.
+
+    Attributes:
+        goal, past: true latents and the clean segment, normalised `[batch, frame, dim]`; the past is noised a little.
+        rank: `[batch, frame]`, see `segment_mask`. voice: LongTensor[batch].
+    """
+
+    text: tuple[Tensor, Tensor, Tensor]
+    goal: Tensor
+    past: Tensor
+    rank: Tensor
+    course: Course
+    voice: Tensor
+
+    @classmethod
+    def of(cls, batch: dict[str, Tensor], model: Ardit, options: Options) -> Given:
+        goal = (batch["latents"] - model.mean) / model.scale
+        share = options.noise * torch.rand(len(goal), 1, 1, device=goal.device)
+        past = (1 - share).sqrt() * goal + share.sqrt() * torch.randn_like(goal)
+        course = Course(batch["pointer"], batch["progress"], batch["left"], batch["place"])
+        hidden = torch.rand(len(goal), device=goal.device) < options.nobody
+        text = batch["phones"], batch["word_start"], batch["upcoming"]
+        return cls(text, goal, past, batch["rank"], course, batch["voice"].masked_fill(hidden, model.nobody))
+
+    def encoded(self, model: Ardit) -> Tensor:
+        return model.phones(*self.text)
+
+    def clean(self, model: Ardit, encoded: Tensor, noisy: Tensor, time: Tensor) -> Tensor:
+        """The model's estimate of the clean latents."""
+        known = self.text[0] != 0
+        return model.clean(encoded, known, self.past, noisy, time, self.rank, self.course, self.voice)
+
+    def flow_loss(self, model: Ardit, encoded: Tensor, goal: Tensor, still: float) -> Tensor:
+        """Squared error of the clean latents at random times, weighted as in `tts/flow.py`."""
+        time = self.times(still)
+        noisy = torch.randn_like(goal).lerp(goal, time[..., None])
+        weight = 1 / (1 - time).clamp(min=0.5).square()
+        return self.mean(weight * (self.clean(model, encoded, noisy, time) - goal).square().mean(-1))
+
+    def times(self, still: float) -> Tensor:
+        """A time for every block `[batch, frame]`, more often early ones, and 0 for a share `still`."""
+        blocks = self.rank.clamp(min=0)
+        drawn = torch.rand(len(blocks), int(blocks.max()) + 1, device=blocks.device)
         time = 1 - (drawn * torch.pi / 2).cos()
-        time = time * (torch.rand_like(time) >= self.options.still)
+        time = time * (torch.rand_like(time) >= still)
         return time.gather(1, blocks)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Over the frames that are to be drawn, of `[batch, frame]`."""
+        counted = self.rank > 0
+        return (values * counted).sum() / counted.sum().clamp(min=1)
