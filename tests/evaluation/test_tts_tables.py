@@ -45,6 +45,33 @@ def test_words_that_are_lost_are_counted(heard: str, skipped: int, repeated: int
     assert count_words("The the the word.", heard) == WordCount(4, skipped, repeated, wrong)
 
 
+@pytest.mark.parametrize(
+    ("text", "heard"),
+    [
+        ("One, two, three, four, five, six, seven, eight, nine, ten.", "1, 2, 3, 4, 5, 6, 7, 8, 9, 10."),
+        ("Two, two, two, four, four, four.", "2, 2, 2, 4, 4, 4"),
+        ("Seven eleven, seventy seven, one hundred and seven.", "7-11, 77, 107."),
+        ("Seven eleven, seventy seven, one hundred seven.", "711, 77, 107."),
+        ("My number is five five five, oh one two.", "My number is 555-012."),
+        ("Ten times ten is one thousand.", "10 times 10 is 1,000"),
+        ("It was nineteen eighty four.", "It was 1984."),
+        ("The grey theatre.", "The gray theater."),
+    ],
+)
+def test_numbers_are_compared_as_they_are_said(text: str, heard: str) -> None:
+    """Whisper's normaliser made one word of "one, two, three" and three of "1, 2, 3": nine words repeated."""
+    pytest.importorskip("jiwer")
+    counts = count_words(text, heard)
+    assert (counts.skipped, counts.repeated, counts.wrong) == (0, 0, 0)
+
+
+def test_a_word_taken_for_two_is_misheard_and_not_repeated() -> None:
+    pytest.importorskip("jiwer")
+    assert count_words("Six thick thistle sticks.", "Six thick the sole sticks.") == WordCount(4, 0, 0, 2)
+    assert count_words("Red lorry, yellow lorry.", "Red lorry, red lorry, yellow lorry.") == WordCount(4, 0, 2, 0)
+    assert count_words("Red lorry, yellow lorry.", "Red lorry.") == WordCount(4, 2, 0, 0)
+
+
 def test_one_row_a_model_and_only_columns_that_some_model_has() -> None:
     rows = [{"rtf": 0.5, "audio_seconds": 2.0, "wall": 1.0, "cpu": 0.5, "first_audio": 80.0}]
     named = {name: METRICS[name] for name in ("first_audio",)}
