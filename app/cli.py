@@ -22,6 +22,7 @@ from .commands import (
     dialogues,
     edit,
     eval_duplex,
+    eval_edit,
     eval_tts,
     groups,
     say,
@@ -57,6 +58,7 @@ app.command("chat")(chat.chat)
 app.command("demo")(demo.demo)
 corpus.app.command("dialogues")(dialogues.dialogues)
 evaluation.app.command("duplex")(eval_duplex.duplex)
+evaluation.app.command("edit")(eval_edit.edit)
 evaluation.app.command("table")(eval_tts.table)
 evaluation.app.command("words")(eval_tts.words)
 evaluation.app.command("speakers")(eval_tts.speakers)
