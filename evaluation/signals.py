@@ -7,7 +7,7 @@ import soxr
 
 from ..errors import BadInput, MissingExtra
 
-__all__ = ["aligned", "f0_error", "mel_distance", "pesq_wb", "resample", "stoi"]
+__all__ = ["aligned", "f0_error", "mel_distance", "pesq_wb", "pitch", "resample", "stoi"]
 
 RATE = 16_000  # what PESQ-wb, STOI and every neural judge listen at
 SHORTEST = 0.3  # seconds; STOI needs 30 frames of 12.8 ms that are not silent
@@ -80,22 +80,26 @@ def mel_distance(reference: np.ndarray, degraded: np.ndarray, sample_rate: int =
     return float(np.abs(log_mel(reference) - log_mel(degraded)).mean())
 
 
-def f0_error(reference: np.ndarray, degraded: np.ndarray) -> float | None:
-    """Root mean square pitch error in cents over frames that both voice; None if there are none. Inputs at 16 kHz.
+def pitch(audio: np.ndarray, frame: float = 0.005) -> np.ndarray:
+    """F0 in Hz of every `frame` seconds, 0 where unvoiced; input at 16 kHz.
 
-    Pitch by WORLD's DIO and StoneMask (Morise et al. 2016). MissingExtra without pyworld.
+    WORLD's DIO and StoneMask (Morise et al. 2016). MissingExtra without pyworld.
     """
     try:
         import pyworld.pyworld as world
     except ImportError:
-        raise MissingExtra("the pitch error needs pyworld: pip install 'quaver[train]'") from None
+        raise MissingExtra("pitch needs pyworld: pip install 'quaver[train]'") from None
+    double = audio.astype(np.float64)
+    rough, times = world.dio(double, RATE, f0_floor=60.0, f0_ceil=500.0, frame_period=1000 * frame)
+    return world.stonemask(double, rough, times, RATE)
+
+
+def f0_error(reference: np.ndarray, degraded: np.ndarray) -> float | None:
+    """Root mean square pitch error in cents over frames that both voice; None if there are none. Inputs at 16 kHz.
+
+    MissingExtra without pyworld.
+    """
     reference, degraded = aligned(reference, degraded)
-
-    def pitch(audio: np.ndarray) -> np.ndarray:
-        double = audio.astype(np.float64)
-        rough, times = world.dio(double, RATE, f0_floor=60.0, f0_ceil=500.0)
-        return world.stonemask(double, rough, times, RATE)
-
     first, second = pitch(reference), pitch(degraded)
     both = (first > 0) & (second > 0)
     if not both.any():
