@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,14 @@ import torch
 from torch import Tensor
 
 from ..codecs.base import Codec
+from ..codecs.loading import weights_sha256
 from ..codecs.semantic import SemanticTokenizer
 from ..errors import BadInput
 from ..tts.alignment import align
 from .durations import TRACK
 from .pack import ALIGN_RATE, Pack
 
-__all__ = ["add_alignment", "add_codes", "latents_track", "pointers", "progress_of"]
+__all__ = ["add_alignment", "add_codes", "check_latents", "latents_track", "pointers", "progress_of"]
 
 Progress = Callable[[Iterable[int], int], Iterable[int]]
 
@@ -62,9 +64,11 @@ def add_codes(
     name: str,
     progress: Progress | None = None,
     most: int | None = None,
+    source: str = "",
 ) -> None:
     """Adds `codes.NAME.u16`: `[frame, codebook]` of every utterance, or of the first `most` (the others stay empty).
-    Of a codec of latents, `latents.NAME.f16`: mean and log of the standard deviation, `[frame, 2 * dim]`."""
+    Of a codec of latents, `latents.NAME.f16`: mean and log of the standard deviation, `[frame, 2 * dim]`; `source`, the
+    hash of its weights, is kept beside them."""
     continuous = isinstance(codec, Codec) and codec.frame_spec.kind == "latents"
     dtype = np.float16 if continuous else np.uint16
 
@@ -86,11 +90,27 @@ def add_codes(
             yield row(torch.from_numpy(pack.wave(i))[None, None])
 
     pack.write_track(latents_track(name) if continuous else f"codes.{name}.u16", rows(), dtype)
+    if continuous and source:
+        _source_file(pack, name).write_text(source)
 
 
 def latents_track(codec: str) -> str:
     """Name of the track that holds a codec's latents."""
     return f"latents.{codec}.f16"
+
+
+def _source_file(pack: Pack, codec: str) -> Path:
+    return pack.folder / f"latents.{codec}.sha256"
+
+
+def check_latents(pack: Pack, codec: str, folder: Path) -> None:
+    """Raises BadInput if a pack's latents were made with other weights than those in `folder`."""
+    kept = _source_file(pack, codec)
+    if kept.exists() and kept.read_text() != weights_sha256(folder):
+        raise BadInput(
+            f"{pack.folder / latents_track(codec)} was made by another codec of that name; make it again: "
+            f"quaver corpus codes {pack.folder} --codec {folder}"
+        )
 
 
 def pointers(starts: np.ndarray, frames: int, per_frame: float = ALIGN_RATE / 25) -> np.ndarray:

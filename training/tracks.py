@@ -147,13 +147,13 @@ def _maker(job: TrackJob) -> Maker:
         model = load_semantic(job.source)
         return lambda pack: add_alignment(pack, model)
     if job.kind == "codes":
-        from ..codecs.loading import load_codec, load_semantic, model_folder, read_config
+        from ..codecs.loading import load_codec, load_semantic, model_folder, read_config, weights_sha256
         from .align import add_codes
 
         folder = model_folder(job.source)
         load = load_semantic if read_config(folder).get("kind") == "semantic" else load_codec
-        codec, name = load(job.source), folder.resolve().name
-        return lambda pack: add_codes(pack, codec, name)
+        codec, name, source = load(job.source), folder.resolve().name, weights_sha256(folder)
+        return lambda pack: add_codes(pack, codec, name, source=source)
     from .durations import add_teacher_alignment
 
     return lambda pack: add_teacher_alignment(pack, Path(job.source))

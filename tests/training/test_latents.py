@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from quaver.codecs.loading import load_codec
+from quaver.codecs.loading import load_codec, weights_sha256
 from quaver.codecs.native import XCodec, XCodecConfig
 from quaver.errors import BadInput, ConfigError, MissingFile
 from quaver.training.align import add_codes, latents_track
@@ -166,6 +166,16 @@ def test_what_is_missing_is_said(pack: Pack, codec: Path, tmp_path: Path) -> Non
     save_file(XCodec(XCodecConfig.model_validate(settings)).state_dict(), codes / "model.safetensors")
     with pytest.raises(ConfigError, match="needs a codec with a vae bottleneck"):
         build_task(recipe("ardit", pack, codes, ARDIT))
+
+
+def test_latents_of_other_weights_are_refused(pack: Pack, codec: Path) -> None:
+    add_codes(pack, load_codec(str(codec)), codec.name, source=weights_sha256(codec))
+    build_task(recipe("ardit", pack, codec, ARDIT))
+    weights = load_file(codec / "model.safetensors")
+    save_file({name: x + 0.01 for name, x in weights.items()}, codec / "model.safetensors")
+    for task, model in (("ardit", ARDIT), ("latent_lm", LM)):
+        with pytest.raises(BadInput, match="made by another codec of that name"):
+            build_task(recipe(task, pack, codec, model))
 
 
 def test_a_mel_has_no_posterior_to_store(pack: Pack) -> None:

@@ -18,7 +18,7 @@ from ...codecs.loading import load_codec, load_weights, model_folder
 from ...errors import ConfigError
 from ...tts.ardit import Ardit, ArditConfig, Course
 from ...tts.lm import phone_features
-from ..align import latents_track
+from ..align import check_latents, latents_track
 from ..pack import ALIGN_RATE, Pack
 from ..recipe import Recipe
 from ..sampling import Pick
@@ -60,10 +60,12 @@ class ArditTask(LMTask):
         return Options.model_validate(options)
 
     def _prepare(self) -> None:
-        spec = load_codec(self.options.codes).frame_spec
+        folder = model_folder(self.options.codes)
+        spec = load_codec(str(folder)).frame_spec
         if spec.kind != "latents":
             raise ConfigError(f"{self.options.codes} makes codes; ARDiT needs a codec with a vae bottleneck")
-        self.rate, self.track_name = float(spec.rate), latents_track(self.options.codes.rstrip("/").split("/")[-1])
+        self.rate, self.codec_folder = float(spec.rate), folder
+        self.track_name = latents_track(folder.resolve().name)
 
     def _build(self, recipe: Recipe, rates: dict[str, float]) -> None:
         self.settings = ArditConfig.model_validate(
@@ -71,6 +73,8 @@ class ArditTask(LMTask):
         )
         self.model = Ardit(self.settings)
         self.mixture.keep(self.track_name, np.float16)
+        for pack in self.mixture.packs:
+            check_latents(pack, self.codec_folder.resolve().name, self.codec_folder)
         if recipe.init is not None:
             load_weights(self.model, model_folder(str(recipe.init)))
         else:

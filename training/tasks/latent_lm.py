@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from ...codecs.base import Codec
 from ...codecs.grouped import grouped
-from ...codecs.loading import load_codec
+from ...codecs.loading import load_codec, model_folder
 from ...errors import ConfigError
 from ...tts.latent_heads import LatentHead
 from ...tts.lm import SpeechLM
-from ..align import latents_track
+from ..align import check_latents, latents_track
 from ..pack import ALIGN_RATE, SAMPLE_RATE
 from ..sampling import Pick
 from .lm import LMTask
@@ -60,10 +60,13 @@ class LatentLMTask(LMTask):
         self.codec = load_codec(self.options.codes).requires_grad_(False)
 
     def _network(self) -> nn.Module:
-        self.stored = latents_track(self.options.codes.rstrip("/").split("/")[-1])
+        folder = model_folder(self.options.codes)
+        self.stored = latents_track(folder.resolve().name)
         if all((pack.folder / self.stored).exists() for pack in self.mixture.packs):
             self.track = "latents"
             self.mixture.keep(self.stored, np.float16)
+            for pack in self.mixture.packs:
+                check_latents(pack, folder.resolve().name, folder)
         latent = self.settings.latent
         if latent is None:
             raise ConfigError("the task latent_lm needs model.latent and a continuous head")
