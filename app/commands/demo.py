@@ -8,16 +8,22 @@ from typing import Annotated, Any
 import typer
 
 from ...errors import MissingExtra
+from ..models import bundled
 
 
 def demo(
     host: Annotated[str | None, typer.Option("--host", help="Address of this machine (default: 127.0.0.1).")] = None,
     port: Annotated[int | None, typer.Option("--port", help="Port (default: 8600; 0: any).")] = None,
     model: Annotated[
-        list[str] | None, typer.Option("--model", help="Bundled model or folder; may be repeated, the first answers.")
+        list[str] | None,
+        typer.Option("--model", help="Bundled model or folder; may be repeated (default: what is bundled)."),
     ] = None,
     codec: Annotated[
         list[str] | None, typer.Option("--codec", help="Bundled codec or folder for the codec lab; may be repeated.")
+    ] = None,
+    editor: Annotated[
+        list[str] | None,
+        typer.Option("--editor", help="Model that fills gaps (ardit), for Edit; may be repeated."),
     ] = None,
     slots: Annotated[int | None, typer.Option("--slots", help="Sessions that speak at once (default: 2).")] = None,
     threads: Annotated[int | None, typer.Option("--threads", help="CPU threads of the engine (default: 1).")] = None,
@@ -45,6 +51,10 @@ def demo(
     # The demo is open to this machine alone: the keys of `quaver serve` are not its own.
     settings = read_settings(None, **flags, keys=config_folder() / "demo-keys.json")
 
+    if not settings.model_fields_set & {"models"}:  # a voice to speak, and whoever there is to talk with
+        talking = tuple(its.name for its in bundled("duplex"))
+        settings = settings.model_copy(update={"models": (*settings.models, *talking)})
+
     def prepare(name: str, synthesizer: Any) -> None:
         from ..speculation import speculate_with
 
@@ -52,4 +62,5 @@ def demo(
             speculate_with(synthesizer, name, speculate, draft, 3, 0.1)
             count_drafts(synthesizer)
 
-    run(settings, prepare=prepare, extend=lambda app: add_demo(app, settings, tuple(codec) if codec else None))
+    labs = tuple(codec) if codec else None, tuple(editor) if editor else None
+    run(settings, prepare=prepare, extend=lambda app: add_demo(app, settings, *labs))

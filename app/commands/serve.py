@@ -39,6 +39,7 @@ def serve(
     log_format: Annotated[str | None, typer.Option("--log-format", help="json or text.")] = None,
     log_level: Annotated[str | None, typer.Option("--log-level", help="debug, info, warning or error.")] = None,
     tracing: Annotated[bool | None, typer.Option("--tracing", help="OpenTelemetry spans.")] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="With the web demo, at /demo (loopback only).")] = False,
     config: Annotated[
         Path | None, typer.Option("--config", "-c", help="YAML file of settings; limits are set there.")
     ] = None,
@@ -68,7 +69,13 @@ def serve(
         from ..server.settings import read_settings
     except ImportError as error:
         raise MissingExtra(f"`quaver serve` needs {error.name}: pip install 'quaver[serve]'") from None
-    run(read_settings(config, **flags))
+    settings = read_settings(config, **flags)
+    if not demo:
+        run(settings)
+        return
+    from ..demo.mount import add_demo
+
+    run(settings, extend=lambda app: add_demo(app, settings))
 
 
 @keys.command("add")

@@ -24,7 +24,8 @@ from ..server.problems import Problem, problem_of
 from ..server.service import SpeechService, Wish, problem_of_outcome, word_times
 from ..server.voices import check_words, make_voice
 from .codec_lab import CodecLab, Coding
-from .pictures import figure, heat_map, spectrogram, waveform
+from .edit_lab import EditLab, Rewriting
+from .pictures import figure, heat_map, marked, spectrogram, waveform
 
 # Without Gradio `add_demo` says what to install. It has to be a global: Gradio reads the annotation `gr.Request`.
 with contextlib.suppress(ImportError):
@@ -76,13 +77,14 @@ class Handlers:
     """Bound to an application, whose service exists once it runs.
 
     Args:
-        lab: the codecs of the codec lab.
+        lab: the codecs of the codec lab. editors: the models of the Edit tab.
     """
 
-    def __init__(self, app: FastAPI, lab: CodecLab) -> None:
-        self.app, self.lab = app, lab
+    def __init__(self, app: FastAPI, lab: CodecLab, editors: EditLab) -> None:
+        self.app, self.lab, self.editors = app, lab, editors
         self.add_voice = _telling(self._add_voice)
         self.code = _telling(self._code)
+        self.edit = _telling(self._edit)
 
     @property
     def service(self) -> SpeechService:
@@ -187,6 +189,14 @@ class Handlers:
         coding = await asyncio.to_thread(self.lab.run, recording, codec, int(codebooks))
         return await asyncio.to_thread(_pictures_of, coding)
 
+    # -- edit ---------------------------------------------------------------------------------------------------------
+    async def _edit(self, recording: str | None, transcript: str, old: str, new: str, model: str, seed: float) -> Any:
+        """(pictures before, edited audio, pictures after, what is said now)."""
+        if not recording:
+            raise Problem("invalid_value", "record or upload something first")
+        made = await asyncio.to_thread(self.editors.run, recording, transcript, old, new, model, int(seed))
+        return await asyncio.to_thread(_rewriting, made)
+
 
 def _pictures_of(coding: Coding) -> tuple[str, Any, str, str, str]:
     rate, (books, frames) = coding.sample_rate, coding.codes.shape
@@ -200,9 +210,32 @@ def _pictures_of(coding: Coding) -> tuple[str, Any, str, str, str]:
     return (
         figure(spectrogram(coding.original, rate), "Spectrogram of the recording"),
         _sound(coding.decoded, rate),
-        figure(spectrogram(coding.decoded, rate), "Spectrogram of what is left"),
+        figure(spectrogram(coding.decoded, rate), "Spectrogram of the decoded audio"),
         figure(heat_map(coding.codes, coding.vocab), "Tokens: a row for each codebook, time to the right"),
         table + "".join(f"\n\n{note}" for note in coding.notes),
+    )
+
+
+def _rewriting(made: Rewriting) -> tuple[str, Any, str, str]:
+    edited = made.edited
+    rate, (span, *_) = edited.sample_rate, edited.spans
+    told = [
+        f"**{edited.transcript}**",
+        f"{span.old[0]:.2f} to {span.old[1]:.2f} s of the recording "
+        + (f"are now {span.new[0]:.2f} to {span.new[1]:.2f} s." if span.change.new else "were cut out.")
+        + " Outside the mark, samples are those that the codec gives back.",
+        f"Transcript and recording agree to {edited.score:.2f} (1: perfectly).",
+    ]
+    before = _with_mark(made.original, rate, span.old, "the recording, what is replaced marked")
+    after = _with_mark(edited.samples, rate, span.new, "the edited audio, what is new marked")
+    return before, _sound(edited.samples, rate), after, "\n\n".join(told)
+
+
+def _with_mark(samples: np.ndarray, rate: int, span: tuple[float, float], what: str) -> str:
+    seconds = max(len(samples) / rate, 1e-9)
+    begin, end = (place / seconds for place in span)
+    return figure(marked(waveform(samples), begin, end), f"Waveform of {what}") + figure(
+        marked(spectrogram(samples, rate), begin, end), f"Spectrogram of {what}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -13,7 +14,8 @@ from ...errors import BadInput, MissingExtra
 from ..server.auth import KeyStore
 from ..server.settings import ServerSettings
 from .codec_lab import CodecLab
-from .speculating import CountedLoop
+from .edit_lab import EditLab
+from .speculating import drafts_of
 
 __all__ = ["DEMO", "add_demo"]
 
@@ -23,10 +25,12 @@ POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws: wss: data: blob:; "
     "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
 )
+# Gradio's files with a hash in their names: a visitor's browser need not even ask for them again.
+HASHED = re.compile(rf"^{DEMO}/assets/.*[-.][A-Za-z0-9_-]{{8}}\.(js|css|woff2?|svg)$")
 
 
 class _OwnHostOnly:
-    """Adds the content security policy to the answers of the pages."""
+    """Adds the content security policy to the answers of the pages, and lets browsers keep what never changes."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -38,17 +42,26 @@ class _OwnHostOnly:
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["content-security-policy"] = POLICY
+                headers = MutableHeaders(scope=message)
+                headers["content-security-policy"] = POLICY
+                if message["status"] == 200 and HASHED.search(scope["path"]):
+                    headers["cache-control"] = "public, max-age=31536000, immutable"
             await send(message)
 
         await self.app(scope, receive, answer)
 
 
-def add_demo(app: FastAPI, settings: ServerSettings, codecs: tuple[str, ...] | None = None) -> None:
+def add_demo(
+    app: FastAPI,
+    settings: ServerSettings,
+    codecs: tuple[str, ...] | None = None,
+    editors: tuple[str, ...] | None = None,
+) -> None:
     """Mounts the demo in a server's application, before it starts. The root of the server leads to it.
 
     Args:
         codecs: names or folders for the codec lab; None: those that are bundled.
+        editors: likewise for the Edit tab, models that fill gaps (kind `ardit`).
 
     Raises:
         MissingExtra: gradio is not installed. BadInput: the server has API keys, which a page cannot show.
@@ -73,7 +86,7 @@ def add_demo(app: FastAPI, settings: ServerSettings, codecs: tuple[str, ...] | N
     def figures(model: str, request: Request) -> dict[str, Any]:
         return _speculation(request.app, model)
 
-    page = build_page(Handlers(app, CodecLab(codecs)))
+    page = build_page(Handlers(app, CodecLab(codecs), EditLab(editors)))
     gradio.mount_gradio_app(
         app,
         page,
@@ -95,5 +108,4 @@ def add_demo(app: FastAPI, settings: ServerSettings, codecs: tuple[str, ...] | N
 def _speculation(app: FastAPI, model: str) -> dict[str, Any]:
     """Drafted tokens that were judged and kept so far; nothing where the model does not speculate."""
     engine = app.state.service.engine
-    loop = getattr(engine.synthesizer(model), "loop", None) if model in engine.models else None
-    return loop.totals() if isinstance(loop, CountedLoop) else {}
+    return drafts_of(engine.synthesizer(model)) if model in engine.models else {}

@@ -25,6 +25,9 @@ STYLE = """
 .picture { margin: 0 0 8px; }
 .picture figcaption { font-size: 13px; opacity: 0.85; margin-bottom: 3px; }
 .picture img { display: block; width: 100%; border-radius: 6px; image-rendering: auto; }
+@media (max-width: 640px) {
+  .picture img { height: 84px; } .speak-panel .wave { height: 64px; } .speak-panel .spectrogram { height: 120px; }
+}
 #live-frame { width: 100%; height: 760px; border: 0; }
 .speak-panel canvas { background: #8881; display: block; width: 100%; border-radius: 6px; }
 .speak-panel .pictures { position: relative; display: grid; gap: 6px; }
@@ -86,6 +89,8 @@ def build_page(do: Handlers) -> gr.Blocks:
                 _codec(do)
             with gr.Tab("Compare", id="compare"):
                 chosen = _compare(do)
+            with gr.Tab("Edit", id="edit"):
+                _edit(do)
             with gr.Tab("Converse", id="converse"):
                 gr.HTML(LIVE)
 
@@ -128,7 +133,7 @@ def _speak(do: Handlers) -> tuple[gr.Dropdown, gr.Dropdown]:
 def _clone(do: Handlers, speaker: gr.Dropdown, voice: gr.Dropdown) -> tuple[gr.Dropdown, gr.Markdown]:
     """`speaker`, `voice`: the menus of Speak, where a new voice appears."""
     note = gr.Markdown("", elem_id="clone-note")
-    recording = _recorder("Recording of one speaker, 1 to 30 s")
+    recording = _recorder("One speaker, 1 to 30 s")
     with gr.Row():
         name = gr.Textbox("", label="Name of the voice", max_length=80, min_width=160, elem_id="clone-name")
         model = gr.Dropdown([], label="Model that imitates", min_width=160)
@@ -177,7 +182,7 @@ def _codec(do: Handlers) -> None:
             before = gr.HTML()
         with gr.Column(min_width=300):
             after = gr.HTML()
-    sound = gr.Audio(label="What is left", interactive=False, buttons=["download"], elem_id="codec-sound")
+    sound = gr.Audio(label="Decoded audio", interactive=False, buttons=["download"], elem_id="codec-sound")
     tokens = gr.HTML()
     figures = gr.Markdown("", elem_id="codec-figures")
     outputs = [before, sound, after, tokens, figures]
@@ -192,6 +197,37 @@ def _codec(do: Handlers) -> None:
             api_visibility="private",
         )
     codec.input(do.levels, codec, levels, show_progress="hidden", api_visibility="private")
+
+
+def _edit(do: Handlers) -> None:
+    names = list(do.editors.names)
+    if not names:
+        gr.Markdown(
+            "**No model that edits speech is loaded.** Start the demo with one, trained with `recipes/ardit.yaml`: "
+            "`quaver demo --editor FOLDER` (docs/editing.md)."
+        )
+        return
+    recording = _recorder("Recording, up to 30 s")
+    transcript = gr.Textbox("", label="What is said in it, word by word", max_length=2000, elem_id="edit-transcript")
+    with gr.Row():
+        old = gr.Textbox("", label="Replace these words", max_length=500, min_width=200, elem_id="edit-old")
+        new = gr.Textbox("", label="by these (empty: cut out)", max_length=500, min_width=200, elem_id="edit-new")
+    with gr.Row():
+        choices = [(do.editors.short(n), n) for n in names]
+        model = gr.Dropdown(choices, value=names[0], label="Model", min_width=160)
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=100)
+    run = gr.Button("Edit", variant="primary", elem_id="edit-button")
+    told = gr.Markdown("", elem_id="edit-told")
+    before = gr.HTML()
+    sound = gr.Audio(label="Edited audio", interactive=False, buttons=["download"], elem_id="edit-sound")
+    after = gr.HTML()
+    run.click(
+        do.edit,
+        [recording, transcript, old, new, model, seed],
+        [before, sound, after, told],
+        concurrency_limit=1,
+        api_visibility="private",
+    )
 
 
 def _compare(do: Handlers) -> gr.CheckboxGroup:

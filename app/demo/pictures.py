@@ -8,7 +8,7 @@ import io
 
 import numpy as np
 
-__all__ = ["figure", "heat_map", "spectrogram", "waveform"]
+__all__ = ["figure", "heat_map", "marked", "spectrogram", "waveform"]
 
 Picture = np.ndarray
 """uint8 `[height, width, 3]`."""
@@ -21,6 +21,7 @@ _ANCHORS = np.array(
     [(8, 6, 30), (52, 16, 98), (120, 28, 109), (187, 55, 84), (237, 105, 37), (251, 180, 26), (252, 255, 164)], float
 )
 _LIGHT, _INK = np.array([246, 247, 251], np.uint8), np.array([58, 76, 160], np.uint8)
+_MARK = np.array([228, 87, 46], np.uint8)
 
 
 def _coloured(levels: np.ndarray) -> Picture:
@@ -65,6 +66,17 @@ def waveform(samples: np.ndarray, height: int = 120, width: int = WIDTH) -> Pict
         inside = (rows >= middle - half * min(high, 1.0) - 0.5) & (rows <= middle - half * max(low, -1.0) + 0.5)
         picture[inside, column] = _INK
     return picture
+
+
+def marked(picture: Picture, begin: float, end: float) -> Picture:
+    """A copy in which a part of the time axis (shares of it, 0 to 1) is tinted, with a line on either side."""
+    copy, width = picture.copy(), picture.shape[1]
+    first = min(max(0, round(begin * width)), width - 1)
+    last = min(max(first, round(end * width)), width - 1)
+    copy[:, first : last + 1] = (0.72 * copy[:, first : last + 1] + 0.28 * _MARK).astype(np.uint8)
+    for column in (first, last):
+        copy[:, max(0, column - 1) : column + 1] = _MARK
+    return copy
 
 
 def figure(picture: Picture, caption: str) -> str:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["CountedLoop", "count_drafts"]
+__all__ = ["CountedLoop", "count_drafts", "drafts_of"]
 
 KEPT = 256  # answers whose own figures still grow
 
@@ -34,6 +34,16 @@ class CountedLoop:
             "judged": self._judged + sum(figures.judged for figures in recent),
             "kept": self._kept + sum(figures.kept for figures in recent),
         }
+
+
+def drafts_of(synthesizer: Any) -> dict[str, int]:
+    """Drafted tokens judged and kept so far, along time or along depth; nothing where the model does not speculate."""
+    loop = getattr(synthesizer, "loop", None)
+    if isinstance(loop, CountedLoop):
+        return loop.totals()
+    head = getattr(getattr(synthesizer, "lm", None), "head", None)
+    figures = getattr(head, "figures", None)  # of `tts.speculative_depth.SpeculativeHead`, which adds up by itself
+    return {"judged": figures.judged, "kept": figures.kept} if figures is not None else {}
 
 
 def count_drafts(synthesizer: Any) -> None:

@@ -4,8 +4,8 @@ import { RealtimeSocket } from "./client.js";
 
 const BLOCK_SECONDS = 0.04; // of the microphone, sent at a time
 const NO_DUPLEX =
-  "No duplex model is loaded, so nobody listens here. Start the server with one (--model runs/quaver-duplex, trained with " +
-  "recipes/duplex-cpu.yaml). Texts that you type are spoken all the same.";
+  "No duplex model is loaded, so nobody listens here. Start the server with one (--model default --model quaver-duplex). " +
+  "Texts that you type are spoken all the same.";
 const element = (id) => document.getElementById(id);
 
 class Live {
@@ -80,14 +80,17 @@ class Live {
   }
 
   userStarts({ item_id: item }) {
-    if (!this.lines.has(item)) this.lines.set(item, addLine("you", "..."));
+    if (!this.lines.has(item)) this.lines.set(item, wordless() ?? addLine("you", "..."));
     this.userEnded = null;
   }
 
   userStops({ item_id: item, audio_end_ms: end }) {
     this.userEnded = performance.now();
     const line = this.lines.get(item);
-    if (line && !line.dataset.words) line.textContent = `(you spoke, until ${(end / 1000).toFixed(1)} s)`;
+    if (line && !line.dataset.words) {
+      line.textContent = `(you spoke, until ${(end / 1000).toFixed(1)} s)`;
+      line.dataset.wordless = true;
+    }
   }
 
   /** A piece of what the user says, as the model writes it down. */
@@ -95,6 +98,7 @@ class Live {
     if (!this.lines.has(item)) this.lines.set(item, addLine("you", ""));
     const line = this.lines.get(item);
     line.textContent = line.dataset.words = (line.dataset.words ?? "") + delta;
+    delete line.dataset.wordless;
   }
 
   heardAll({ item_id: item, transcript }) {
@@ -215,6 +219,12 @@ function addLine(who, text) {
   while (element("transcript").children.length > 200) element("transcript").firstChild.remove();
   element("transcript").scrollTop = element("transcript").scrollHeight;
   return line;
+}
+
+/** The last line of the transcript, where it only says that you spoke: what follows without an answer is the same turn. */
+function wordless() {
+  const last = element("transcript").lastElementChild;
+  return last?.dataset.wordless ? last : null;
 }
 
 function setButtons(connected) {

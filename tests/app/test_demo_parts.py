@@ -14,11 +14,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quaver.app.demo.codec_lab import CodecLab
-from quaver.app.demo.pictures import figure, heat_map, spectrogram, waveform
-from quaver.app.demo.speculating import KEPT, CountedLoop, count_drafts
+from quaver.app.demo.edit_lab import EditLab
+from quaver.app.demo.pictures import figure, heat_map, marked, spectrogram, waveform
+from quaver.app.demo.speculating import KEPT, CountedLoop, count_drafts, drafts_of
+from quaver.codecs.native import XCodec, XCodecConfig
 from quaver.errors import BadInput
+from quaver.tts.editing import Editor
+from quaver.tts.speculative_depth import ResidualDrafter, SpeculativeHead
+from quaver.tts.synthesizer import Synthesizer, VoiceSettings
 
+from ..tts.conftest import CODEC, tiny_lm
+from ..tts.heads import test_editing
 from .conftest import Run, assert_one_line
+
+editor = test_editing.editor  # the fixture: a tiny model that fills gaps
 
 
 @settings(max_examples=20, deadline=None)
@@ -45,6 +54,19 @@ def test_a_heat_map_has_a_row_for_each_codebook_and_a_caption_is_text() -> None:
     assert (picture[1, 0] == picture[4, 3]).all()
     assert (picture[1, 0] != picture[4, 0]).any()
     assert 'alt="&lt;b&gt;"' in figure(picture, "<b>")
+
+
+@settings(max_examples=20, deadline=None)
+@given(begin=st.floats(0, 1), length=st.floats(0, 1), width=st.integers(1, 90))
+def test_a_mark_tints_its_part_of_a_picture_and_nothing_else(begin: float, length: float, width: int) -> None:
+    end = min(1.0, begin + length)
+    plain = np.full((5, width, 3), 200, np.uint8)
+    changed = np.flatnonzero((marked(plain, begin, end) != plain).any(axis=(0, 2)))
+    assert len(changed)  # a cut is a line
+    assert changed[0] >= round(begin * width) - 2
+    assert changed[-1] <= round(end * width)
+    assert (np.diff(changed) == 1).all()
+    assert (plain == 200).all()
 
 
 def test_the_lab_keeps_as_many_codebooks_as_it_is_told(tiny_codec: Path, tmp_path: Path) -> None:
@@ -85,9 +107,75 @@ def test_drafts_are_counted_over_all_answers_and_older_ones_are_not_forgotten() 
     for _ in range(KEPT + 10):
         voice.loop(0)
     assert voice.loop.totals() == {"judged": 4 * (KEPT + 10), "kept": 3 * (KEPT + 10)}
+    assert drafts_of(voice) == voice.loop.totals()
     plain = types.SimpleNamespace(loop=generation)
     count_drafts(plain)
     assert plain.loop is generation
+    assert drafts_of(plain) == {}
+
+
+def test_drafts_along_depth_are_counted_too() -> None:
+    lm = tiny_lm()
+    voice = Synthesizer(lm, XCodec(XCodecConfig(**CODEC)).eval(), VoiceSettings(names={"A": "high"}, default="A"))
+    assert drafts_of(voice) == {}
+    head: Any = lm.head
+    lm.head = SpeculativeHead(head, ResidualDrafter(8, head.codebooks, head.vocab, head.vocab, hidden=6))
+    voice.say("Hello.")
+    drafts = drafts_of(voice)
+    assert 0 <= drafts["kept"] <= drafts["judged"]
+    assert drafts["judged"] > 0
+
+
+def test_an_edit_gives_the_recording_and_what_became_of_it(editor: Editor, tmp_path: Path) -> None:
+    lab = EditLab(("mine",), trusted=0.0)
+    lab._loaded["mine"] = editor
+    path = tmp_path / "a.wav"
+    soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal((4 * 16_000, 2)), 16_000)
+    made = lab.run(path, "Bring the red book to me.", " red book ", "old pen", "mine")
+    assert made.edited.transcript == "Bring the old pen to me."
+    assert len(made.original) == len(made.edited.resynthesis) == 4 * made.edited.sample_rate
+    pytest.importorskip("gradio", reason="the demo needs gradio")
+    from quaver.app.demo.handlers import _rewriting
+
+    before, (rate, sound), after, said = _rewriting(made)
+    assert (rate, len(sound)) == (made.edited.sample_rate, len(made.edited.samples))
+    assert before.count("<img") == after.count("<img") == 2
+    assert "old pen" in said
+    for transcript, old, name, word in (
+        ("Bring the red book.", "green", "mine", "not in the transcript"),
+        (" ", "red", "mine", "what is said"),
+        ("Bring it.", " ", "mine", "to be replaced"),
+        ("Bring it.", "it", "/etc", "no editing model"),
+    ):
+        with pytest.raises(BadInput, match=word) as error:
+            lab.run(path, transcript, old, "x", name)
+        assert str(tmp_path) not in str(error.value)
+    with pytest.raises(BadInput, match="does not match"):  # the editor's own threshold: this is noise
+        EditLab.run(_trusting_nobody(editor), path, "Bring the red book to me.", "red", "blue", "mine")
+
+
+def _trusting_nobody(editor: Editor) -> EditLab:
+    lab = EditLab(("mine",))
+    lab._loaded["mine"] = editor
+    return lab
+
+
+@pytest.mark.parametrize(("path", "kept"), [("assets/Index-BLP_p0S2.js", True), ("assets/svelte/svelte.js", False)])
+def test_browsers_keep_files_whose_name_has_a_hash(path: str, kept: bool) -> None:
+    pytest.importorskip("gradio", reason="the demo needs gradio")
+    from quaver.app.demo.mount import DEMO, HASHED
+
+    assert bool(HASHED.search(f"{DEMO}/{path}")) is kept
+    assert not HASHED.search(f"/static/{path}")
+
+
+def test_serve_may_bring_the_demo_along(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The refusal comes from the demo, so it was asked for."""
+    pytest.importorskip("gradio", reason="the demo needs gradio")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    made = run("serve", "keys", "add", "me")
+    assert made.code == 0, made.err
+    assert_one_line(run("serve", "--demo", "--port", 0), "no login")
 
 
 def test_a_server_with_keys_has_no_demo(tmp_path: Path) -> None:

@@ -177,6 +177,7 @@ def test_killed_at_any_moment_nothing_is_lost_or_done_twice(tmp_path: Path, voic
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)  # twenty starts, on a machine that does other things too
 def test_twenty_random_kills(tmp_path: Path, voice: Path) -> None:
     source = table(tmp_path / "in.jsonl", 300)
     do(job_of(source, tmp_path / "whole", voice))
