@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from ..nn.noise import frame_noise
 from .sampling import SamplingConfig
 
@@ -32,6 +33,10 @@ Where = tuple[Tensor, Tensor]
 """Of each row of a batch: the seed of its request, and the index of its first step (LongTensors[batch])."""
 
 LOG_STD = (-8.0, 4.0)
+END_MEAN, END_LOG_STD = 1.0, 0.5
+"""KALL-E's end of speech, N(1, e): as wide as no frame of speech ever is."""
+POSITIVE = 100.0
+"""Weight of the one step that ends an utterance in the stop's cross-entropy (MELLE)."""
 
 
 class LatentConfig(BaseModel):
@@ -46,6 +51,8 @@ class LatentConfig(BaseModel):
         blocks: residual blocks of the flow head. steps: its evaluations a draw in use (1 with `distill`).
         distill: train the flow map as well. multiplier: draws of noise per hidden state in training.
         postnet: channels of MELLE's post-net (0 = none).
+        stop: what ends the speech in its last phone: the `pointer`, which leaves it; a `logit` (MELLE, CALM); or the
+            `distance` of the predicted distribution from one that stands for the end (KALL-E; `gaussian` heads only).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,6 +68,7 @@ class LatentConfig(BaseModel):
     distill: bool = False
     multiplier: int = Field(default=2, ge=1)
     postnet: int = 128
+    stop: Literal["pointer", "logit", "distance"] = "pointer"
 
 
 class LatentHead(nn.Module):
@@ -85,6 +93,9 @@ class LatentHead(nn.Module):
         self.into = nn.Linear(config.prenet, width)
         self.none = nn.Parameter(0.1 * torch.randn(width))
         self.norm = nn.RMSNorm(width, eps=1e-6)
+        if config.stop == "distance" and not isinstance(self, GaussianHead):
+            raise ConfigError("only a gaussian head predicts a distribution whose distance can end the speech")
+        self.ends = nn.Linear(width, 1) if config.stop == "logit" else None
 
     @torch.no_grad()
     def fit(self, latents: Tensor) -> None:
@@ -119,6 +130,24 @@ class LatentHead(nn.Module):
             hidden: `[n, width]`. target: latents `[n, dim]`. log_std: of the codec's posterior around them `[n, dim]`.
             previous: the true latents of the step before `[n, dim]` (NaN = none).
         """
+        raise NotImplementedError
+
+    def stop_loss(self, hidden: Tensor, last: Tensor) -> Tensor:
+        """Of hidden states `[n, width]`, and whether speech ends with them (BoolTensor[n]). With `stop: distance`, the
+        states that are marked lie after the end: they must foretell it."""
+        if self.ends is not None:
+            logits = self.ends(self.norm(hidden))[:, 0].float()
+            return F.binary_cross_entropy_with_logits(logits, last.float(), pos_weight=logits.new_tensor(POSITIVE))
+        return self._end_distance(hidden[last]).mean()
+
+    def ended(self, hidden: Tensor) -> Tensor:
+        """How sure it is that speech ends here (`logit`) or has ended before (`distance`), 0..1, of `[slot, width]`."""
+        if self.ends is not None:
+            return self.ends(self.norm(hidden))[:, 0].float().sigmoid()
+        return (-self._end_distance(hidden)).exp()
+
+    def _end_distance(self, hidden: Tensor) -> Tensor:
+        """KL(end of speech || prediction), nats per dimension."""
         raise NotImplementedError
 
     def sample(self, hidden: Tensor, noise: Tensor, config: SamplingConfig, previous: Tensor) -> Tensor:
@@ -215,6 +244,11 @@ class GaussianHead(LatentHead):
     def loss(self, hidden: Tensor, target: Tensor, log_std: Tensor, previous: Tensor) -> dict[str, Tensor]:
         mean, spread = self._law(hidden)
         return {"kl": _gaussian_kl(self.normalised(target), log_std - self.scale.log(), mean, spread).mean()}
+
+    def _end_distance(self, hidden: Tensor) -> Tensor:
+        mean, log_std = self._law(hidden)
+        end = torch.full_like(mean, END_MEAN)
+        return _gaussian_kl(end, torch.full_like(mean, END_LOG_STD), mean, log_std).mean(-1)
 
     def log_prob(self, hidden: Tensor, latents: Tensor) -> Tensor:
         """Log-density of latents `[n, dim]`, in nats, `[n]`."""

@@ -247,8 +247,17 @@ class SpeechLM(StreamingModule):
         return self.backbone(x, state.child("backbone"))
 
     def readout(self, hidden: Tensor) -> list[list[float]]:
-        """Advance logits of each slot, from `hidden[slot, width]`."""
-        return self.advance(hidden).float().tolist()
+        """Advance logits of each slot, from `hidden[slot, width]`; of a head with a stop rule of its own, then how sure
+        it is of the end."""
+        logits = self.advance(hidden).float()
+        if self.stops and isinstance(self.head, LatentHead):
+            logits = torch.cat([logits, self.head.ended(hidden)[:, None]], 1)
+        return logits.tolist()
+
+    @property
+    def stops(self) -> bool:
+        """The head has a stop rule of its own."""
+        return self.config.latent is not None and self.config.latent.stop != "pointer"
 
     def nothing(self, batch: int) -> Tensor:
         """The step before the first one: empty codes `[batch, K, 1]`, or NaN latents `[batch, dim, 1]`."""

@@ -81,6 +81,7 @@ class PointerPlan:
         self.ready: deque[Frame] = deque()
         self.encoded: Tensor | None = None  # phones as the model reads them, set when the request joins
         self.context = lm.phones.context
+        self.stop = lm.config.latent.stop if lm.config.latent is not None else "pointer"
         # Enough for a slow, drawn-out phone; beyond it the pointer is stuck and must move.
         slowest = request.speed if request.frames is None else SLOWEST
         self.longest = math.ceil(lm.config.longest / min(1.0, slowest * 0.9))
@@ -173,10 +174,14 @@ class PointerPlan:
     def commit(self, codes: Tensor, advance: list[float]) -> Frame | None:
         """Takes the codes `[K]` (or latents `[dim]`) and the advance logits of a step; returns the frame that became
         complete, if any."""
+        over = self._over(advance)
+        if over and self.stop == "distance":
+            self.flush_left = 0  # speech had ended before this step
+            return None
         self.steps.append(codes)
         if self.flush_left < 0:
             self.pointers.append(self.pointer)
-            self._move(self._paced(self._draw_advance(advance)))
+            self._move(self._paced(self._draw_advance(advance)) if over is None else int(over))
         else:
             self.flush_left -= 1
         frame = len(self.steps) - 1 - self.pattern.extra
@@ -185,6 +190,14 @@ class PointerPlan:
         if self.pattern.extra:
             codes = torch.stack([self.steps[frame + delay][k] for k, delay in enumerate(self.pattern.delays)])
         return Frame(codes, self.pointers[frame])
+
+    def _over(self, readout: list[float]) -> bool | None:
+        """Whether the head's own stop rule ends the speech now; None where the pointer decides: in all phones but the
+        last (a stop before would cut words off), in one that lasts too long, and where a length is asked for."""
+        last = self.whole and self.pointer == len(self.ids) - 1
+        if self.stop == "pointer" or not last or self.request.frames is not None or self.spent + 1 >= self.longest:
+            return None
+        return readout[-1] > 0.5
 
     def _move(self, advance: int) -> None:
         if self.pointer + advance >= len(self.ids):

@@ -20,6 +20,7 @@ from quaver.training.loop import Trainer
 from quaver.training.pack import Pack
 from quaver.training.recipe import Recipe
 from quaver.training.tasks import build_task
+from quaver.training.tasks.latent_lm import _one_more
 from quaver.tts.ardit import Ardit
 from quaver.tts.lm import SpeechLM
 from quaver.tts.synthesizer import load_lm
@@ -153,6 +154,29 @@ def test_the_heads_read_stored_latents_or_the_audio(pack: Pack, codec: Path) -> 
     assert batch["latents"].shape[:2] == batch["pointer"].shape
     losses = stored.network(batch, 0)
     assert bool(losses["loss"].isfinite())
+
+
+@pytest.mark.parametrize(("head", "stop"), [("gaussian", "distance"), ("gaussian", "logit"), ("melle", "logit")])
+def test_a_stop_rule_is_learnt(pack: Pack, codec: Path, head: str, stop: str) -> None:
+    add_codes(pack, load_codec(str(codec)), codec.name)
+    model = {**LM, "head": head, "latent": {**LM["latent"], "stop": stop}}
+    task: Any = build_task(recipe("latent_lm", pack, codec, model, options={"losses": {"stop": 1.0}}))
+    batch = task.batch(np.random.default_rng(0), 0)
+    optimizer, losses = torch.optim.Adam(task.model.parameters(), 0.02), []
+    for step in range(60):
+        torch.manual_seed(step % 4)
+        out = task.network(batch, step)
+        optimizer.zero_grad()
+        out["loss"].backward()
+        optimizer.step()
+        losses.append(float(out["stop"].detach()))
+    assert np.mean(losses[-4:]) < 0.5 * losses[0]
+
+
+def test_the_step_after_the_end_follows_the_last_one() -> None:
+    holds = torch.tensor([[True, True, True], [True, False, False]])
+    values = torch.tensor([[1, 2, 5], [3, 0, 0]])
+    assert _one_more(values, holds, 1).tolist() == [[1, 2, 5, 6], [3, 4, 0, 0]]
 
 
 def test_what_is_missing_is_said(pack: Pack, codec: Path, tmp_path: Path) -> None:

@@ -42,7 +42,9 @@ class Options(LMOptions):
     """
 
     noise: float = Field(default=0.3, ge=0, lt=1)
-    losses: dict[str, float] = Field(default={"regression": 1.0, "kl": 0.1, "flux": 0.1, "flow": 1.0, "map": 0.3})
+    losses: dict[str, float] = Field(
+        default={"regression": 1.0, "kl": 0.1, "flux": 0.1, "flow": 1.0, "map": 0.3, "stop": 0.1}
+    )
     warm: int = 100
     normalise: bool = False
     share: float = 1.0
@@ -128,20 +130,29 @@ class _Network(nn.Module):
         model, options, head = self.model, self.options, self.model.head
         assert isinstance(head, LatentHead)
         steps, spread = self._steps(batch, head)
+        holds = batch["advance"] != -100
+        pointer, progress = batch["pointer"], batch["progress"]
+        after = head.config.stop == "distance"
+        if after:  # one step more, after the end
+            steps, spread = F.pad(steps, (0, 1)), F.pad(spread, (0, 1))
+            pointer, progress = _one_more(pointer, holds, 0), _one_more(progress, holds, 1)
         before = model.shift(steps)
         encoded = model.phones(batch["phones"], batch["word_start"], batch["upcoming"])
-        hidden = model.hidden(
-            self._corrupt(before), encoded, batch["pointer"], batch["progress"], batch["voice"], batch["rate"]
-        )
-        advance = F.cross_entropy(model.advance(hidden).float().transpose(1, 2), batch["advance"], ignore_index=-100)
-        holds = batch["advance"] != -100
-        chosen = holds & (torch.rand(holds.shape, device=holds.device) < options.share)
+        hidden = model.hidden(self._corrupt(before), encoded, pointer, progress, batch["voice"], batch["rate"])
+        frames = hidden[:, :-1] if after else hidden
+        advance = F.cross_entropy(model.advance(frames).float().transpose(1, 2), batch["advance"], ignore_index=-100)
+        chosen = F.pad(holds & (torch.rand(holds.shape, device=holds.device) < options.share), (0, int(after)))
         rows = (x.transpose(1, 2)[chosen] for x in (steps, spread, before))
         losses = head.loss(hidden[chosen], *rows)
+        if head.config.stop != "pointer":
+            count = holds.sum(1, keepdim=True)
+            place = torch.arange(hidden.shape[1], device=holds.device)
+            counted = place < count + int(after)
+            losses["stop"] = head.stop_loss(hidden[counted], (place == count - 1 + int(after))[counted])
         total = options.advance * advance
         for name, value in losses.items():
             weight = options.losses.get(name, 1.0)
-            if name == "kl" and len(losses) > 1 and step < options.warm:
+            if name == "kl" and "regression" in losses and step < options.warm:
                 weight = 0.0  # MELLE: the regression first
             total = total + weight * value
         return {"loss": total, "advance": advance, **losses}
@@ -168,3 +179,9 @@ class _Network(nn.Module):
         noisy = (1 - share).sqrt() * (previous - middle) + share.sqrt() * scale * torch.randn_like(previous) + middle
         blank = torch.rand(batch, 1, time, device=previous.device) < options.blank
         return noisy.masked_fill(blank, float("nan"))
+
+
+def _one_more(values: Tensor, holds: Tensor, step: int) -> Tensor:
+    """`[batch, step]` with a step after the end of each row: its last value, plus `step`."""
+    end = holds.sum(1, keepdim=True)
+    return F.pad(values, (0, 1)).scatter(1, end, values.gather(1, end - 1) + step)

@@ -233,3 +233,55 @@ def test_grouped_frames_stream_as_the_frames_do(group: int) -> None:
     assert torch.allclose(streamed, whole, atol=TOLERANCE)
     with pytest.raises(BadInput, match="must be"):
         wide.decode(frames[:, :-1])
+
+
+# -- stop rules of the papers -----------------------------------------------------------------------------------------
+def spoken(lm: SpeechLM, wanted: Request | None = None) -> tuple[list[int], list[Tensor]]:
+    """Phones that the frames were in, and the frames."""
+    generation, frames = Generation(lm), []
+    plan = generation.join(0, wanted or request())
+    while not plan.done:
+        frames += list(generation.tick().values())
+    return [f.phone for f in frames], [f.codes for f in frames]
+
+
+def test_a_stop_logit_ends_the_speech_in_its_last_phone_and_nowhere_else() -> None:
+    lm = latent_lm("melle", stop="logit")
+    last = len(PHONES)
+    assert isinstance(lm.head, MelleHead)
+    assert lm.head.ends is not None
+    with torch.no_grad():
+        lm.head.ends.weight.zero_()
+        lm.head.ends.bias.fill_(9.0)
+        phones, _ = spoken(lm)
+        assert phones.count(last) == 1  # it ends with the first frame that may
+        assert phones == sorted(phones)
+        lm.head.ends.bias.fill_(-9.0)
+        longest, _ = spoken(lm)
+    assert longest.count(last) >= lm.config.longest  # never sure: the guard ends it
+    lasting, _ = spoken(lm, Request(request().features, voice=1, frames=30))
+    assert len(lasting) == 30  # a length that is asked for comes first
+
+
+def test_the_distance_to_the_end_stops_before_another_frame_is_said() -> None:
+    lm = latent_lm("gaussian", stop="distance")
+    assert isinstance(lm.head, GaussianHead)
+    law = lm.head.law[2]
+    assert isinstance(law, torch.nn.Linear)
+    with torch.no_grad():
+        law.weight.zero_()
+        law.bias[:16].fill_(1.0)
+        law.bias[16:].fill_(0.5)
+        assert float(lm.head.ended(randn(1, 8))) == pytest.approx(1.0)
+        at_the_end, _ = spoken(lm)
+        assert len(PHONES) not in at_the_end  # every frame foretells the end: none is left for the last phone
+        law.bias[16:].fill_(-1.0)
+        assert float(lm.head.ended(randn(1, 8))) < 0.1
+        far, frames = spoken(lm)
+    assert far.count(len(PHONES)) >= lm.config.longest
+    assert all(torch.isfinite(f).all() for f in frames)
+
+
+def test_a_stop_rule_must_fit_its_head() -> None:
+    with pytest.raises(ConfigError, match="only a gaussian head"):
+        latent_lm("flow", stop="distance")
