@@ -25,7 +25,7 @@ from ..nn.state import State
 from .backbones import HFBackbone, HFConfig
 from .layouts import SPEECH, Item
 from .sampling import SamplingConfig, draw, sampling_law
-from .token_heads import MultiTokenHead, ParallelHead
+from .token_heads import STOPS, MultiTokenHead, ParallelHead
 from .token_lm import TokenLM
 
 if TYPE_CHECKING:
@@ -110,7 +110,8 @@ def laws_at(logits: Tensor, prefixes: Mapping[int, Prefix], first: int = 0) -> T
                     if codes:
                         recent[slot, i, -len(codes) :] = torch.tensor(codes)
             recent = recent.to(logits.device)
-        law = sampling_law(logits, config, recent)  # over all slots, so that a row does not depend on its neighbours
+        # Over all slots, so that a row does not depend on its neighbours.
+        law = sampling_law(logits, config, recent, vocab - STOPS)
         if out is None:
             out = law
         else:

@@ -90,29 +90,46 @@ def sample_code(logits: Tensor, config: SamplingConfig, uniform: Tensor) -> Tens
     return codes.gather(-1, place)[..., 0]
 
 
-def repetition_aware(code: Tensor, logits: Tensor, recent: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
+def repetition_aware(
+    code: Tensor, logits: Tensor, recent: Tensor, uniform: Tensor, config: SamplingConfig, codes: int | None = None
+) -> Tensor:
     """Draws again where `code` repeats too often in `recent`.
 
     Args:
         code: LongTensor[slot], the first draw. logits: `[slot, vocab]`, unfiltered.
         recent: LongTensor[slot, window], the last codes of this codebook (ids outside the vocabulary = none yet).
         uniform: `[slot]`, fresh uniform numbers for the second draw.
+        codes: how many of the ids are codes; those after them (the end of the speech) are not drawn instead of a code,
+            or every long vowel and pause would be a chance to end early. Default: all.
     """
     if config.ras_window == 0 or config.temperature == 0:
         return code
     share = (recent == code[:, None]).float().sum(-1) / config.ras_window
-    banned = logits.float().scatter(-1, code[:, None], float("-inf"))
+    banned = _codes_only(logits, codes).scatter(-1, code[:, None], float("-inf"))
+    possible = torch.isfinite(banned).any(-1)  # else it is the only code that may stand here
+    banned = torch.where(possible[:, None], banned, torch.zeros_like(banned))
     again = draw((banned / config.temperature).softmax(-1), uniform)
-    return torch.where(share > config.ras_threshold, again, code)
+    return torch.where((share > config.ras_threshold) & possible, again, code)
 
 
-def sampling_law(logits: Tensor, config: SamplingConfig, recent: Tensor | None = None) -> Tensor:
+def _codes_only(logits: Tensor, codes: int | None) -> Tensor:
+    """float32; ids from `codes` on have no probability."""
+    logits = logits.float()
+    if codes is None:
+        return logits
+    return logits.masked_fill(torch.arange(logits.shape[-1], device=logits.device) >= codes, float("-inf"))
+
+
+def sampling_law(
+    logits: Tensor, config: SamplingConfig, recent: Tensor | None = None, codes: int | None = None
+) -> Tensor:
     """The law `[..., vocab]` of a code drawn with `config`, repetition-aware sampling included; float32.
 
     What `draw` and then `repetition_aware` do at random, in closed form: speculation judges laws, not draws.
 
     Args:
         recent: LongTensor `[..., window]`, as of `repetition_aware`; ids outside the vocabulary = none.
+        codes: as of `repetition_aware`.
     """
     law = filtered_probabilities(logits, config)
     if recent is None or config.ras_window == 0 or config.temperature == 0:
@@ -120,8 +137,8 @@ def sampling_law(logits: Tensor, config: SamplingConfig, recent: Tensor | None =
     vocab = law.shape[-1]
     inside = (recent >= 0) & (recent < vocab)
     counts = torch.zeros_like(law).scatter_add(-1, torch.where(inside, recent, 0), inside.to(law.dtype))
-    refused = law * (counts / config.ras_window > config.ras_threshold)
-    free = (logits.float() / config.temperature).softmax(-1)
+    free = (_codes_only(logits, codes) / config.temperature).softmax(-1).nan_to_num(0.0)
+    refused = law * (counts / config.ras_window > config.ras_threshold) * (free < 1)
     # A refused code c is drawn again from `free` without c: refused(c) / (1 - free(c)) * free(x) for every other x.
     again = refused / (1 - free).clamp(min=1e-7)
     return law - refused + free * (again.sum(-1, keepdim=True) - again)

@@ -197,7 +197,8 @@ class SpeculativeHead(nn.Module):
             logits = head.levels[0](head.norm(hidden))
         if banned is not None:
             logits = logits.masked_fill(banned, float("-inf"))
-        code = draw(sampling_law(logits, config, None if recent is None else recent[:, 0]), uniform[:, 0, 0])
+        law = sampling_law(logits, config, None if recent is None else recent[:, 0], head.vocab)
+        code = draw(law, uniform[:, 0, 0])
         return code if empty is None else code.masked_fill(empty[:, 0], head.empty)
 
     def _known(self, first: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ class TokenHead(nn.Module):
             logits = logits.masked_fill(banned, float("-inf"))
         code = draw(filtered_probabilities(logits, config), uniform[:, 0, level])
         if recent is not None:
-            code = repetition_aware(code, logits, recent[:, level], uniform[:, 1, level], config)
+            code = repetition_aware(code, logits, recent[:, level], uniform[:, 1, level], config, self.vocab)
         return code if empty is None else code.masked_fill(empty[:, level], self.empty)
 
     def sample(

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from quaver.tts.heads import CategoricalHead
-from quaver.tts.sampling import SamplingConfig, draw, filtered_probabilities, repetition_aware, sample_code
+from quaver.tts.sampling import (
+    SamplingConfig,
+    draw,
+    filtered_probabilities,
+    repetition_aware,
+    sample_code,
+    sampling_law,
+)
 
 from ..laws import many, randn
 
@@ -126,6 +133,48 @@ def test_repetition_awareness_does_not_fire_at_or_below_its_threshold() -> None:
     assert drawn([3, 3, 3, 1]) != 3
     assert drawn([3, 3, 3, 3], temperature=0.0) == 3
     assert drawn([3, 3, 3, 3], ras_window=0) == 3
+
+
+def test_the_end_is_not_drawn_in_place_of_a_code_that_repeats() -> None:
+    """A held vowel must not be a chance to stop: ids after the codes stay out of the second draw, in the draw as in its
+    closed form; where no other code may stand, the first draw stays."""
+    config = SamplingConfig(temperature=1.0, top_k=0, ras_window=4, ras_threshold=0.4)
+    logits = torch.tensor([0.9, 0.02, 0.03, 0.05]).log().expand(8000, 4)  # three codes and the end
+    recent = torch.zeros(8000, 4, dtype=torch.long)
+    code = torch.zeros(8000, dtype=torch.long)
+    again = repetition_aware(code, logits, recent, uniform(8000), config, 3)
+    assert set(again.tolist()) == {1, 2}
+    assert chi_square(again.bincount(minlength=3)[1:], torch.tensor([0.4, 0.6])) < 10.8
+    assert 3 in repetition_aware(code, logits, recent, uniform(8000), config).tolist()  # the test can fail
+    law = sampling_law(logits[:1], config, recent[:1], 3)[0]
+    assert torch.allclose(law, torch.tensor([0.0, 0.02 + 0.9 * 0.4, 0.03 + 0.9 * 0.6, 0.05]), atol=1e-5)
+    only = logits.masked_fill(torch.tensor([False, True, True, False]), float("-inf"))
+    assert repetition_aware(code, only, recent, uniform(8000), config, 3).tolist() == code.tolist()
+    alone = sampling_law(only[:1], config, recent[:1], 3)[0]
+    assert torch.allclose(alone, torch.tensor([0.9 / 0.95, 0, 0, 0.05 / 0.95]), atol=1e-5)
+
+
+@many
+@given(
+    logits=st.lists(st.floats(-4, 4), min_size=5, max_size=5),
+    recent=st.lists(st.integers(-1, 4), min_size=4, max_size=4),
+    threshold=st.sampled_from([0.2, 0.5, 0.9]),
+    codes=st.sampled_from([None, 3, 4]),
+    top_k=st.integers(1, 5),
+)
+def test_the_closed_form_is_the_law_of_both_draws(
+    logits: list[float], recent: list[int], threshold: float, codes: int | None, top_k: int
+) -> None:
+    config = SamplingConfig(temperature=0.8, top_k=top_k, ras_window=4, ras_threshold=threshold)
+    past = [r for r in recent if codes is None or r < codes] or [-1]  # the end has never been said before
+    rows, history = torch.tensor([logits]), torch.tensor([past])
+    law = sampling_law(rows, config, history, codes)[0]
+    n = 6000
+    many_rows = rows.expand(n, 5)
+    code = draw(filtered_probabilities(many_rows, config), uniform(n, seed=1))
+    code = repetition_aware(code, many_rows, history.expand(n, -1), uniform(n, seed=2), config, codes)
+    assert torch.allclose(law.sum(), torch.tensor(1.0), atol=1e-4)
+    assert float((code.bincount(minlength=5) / n - law).abs().max()) < 0.03
 
 
 @pytest.mark.parametrize("chain", [True, False])

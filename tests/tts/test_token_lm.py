@@ -248,6 +248,24 @@ def test_a_long_vowel_is_not_taken_for_a_loop() -> None:
     assert share(0.95) > 0.85 > 0.6 > share(0.1)
 
 
+def test_a_held_vowel_does_not_end_the_speech_early() -> None:
+    """Research list 6.6, item 10: a run of one code is as long with repetition-aware sampling as without. The redraw
+    must not take the end for another code."""
+    lm = token_lm("cosyvoice")
+    level = lm.head.levels[0]  # type: ignore[index]
+    with torch.no_grad():  # whatever was said, mostly code 7, and sometimes the end
+        level.weight.zero_()  # type: ignore[union-attr]
+        level.bias.fill_(-3.0)  # type: ignore[union-attr]
+        level.bias[7], level.bias[lm.head.eos] = 4.0, 1.0  # type: ignore[index]
+
+    def lengths(window: int) -> list[int]:
+        config = SamplingConfig(temperature=1.0, top_k=0, ras_window=window, ras_threshold=0.3)
+        requests = (TokenRequest(TEXT, least=4, most=90, sampling=config, seed=seed) for seed in range(8))
+        return [len(speak(lm, request)[0]) for request in requests]
+
+    assert lengths(10) == lengths(0)
+
+
 # -- layouts ----------------------------------------------------------------------------------------------------------
 @many
 @given(
