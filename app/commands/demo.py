@@ -42,6 +42,7 @@ def demo(
         "log_format": "text",
     }
     try:
+        from ..demo.edit_lab import EditLab
         from ..demo.mount import add_demo
         from ..demo.speculating import count_drafts
         from ..server.run import run
@@ -62,5 +63,5 @@ def demo(
             speculate_with(synthesizer, name, speculate, draft, 3, 0.1)
             count_drafts(synthesizer)
 
-    labs = tuple(codec) if codec else None, tuple(editor) if editor else None
-    run(settings, prepare=prepare, extend=lambda app: add_demo(app, settings, *labs))
+    codecs, editors = tuple(codec) if codec else None, EditLab(tuple(editor) if editor else None)
+    run(settings, prepare=prepare, extend=lambda app: add_demo(app, settings, codecs, editors))

@@ -55,13 +55,13 @@ def add_demo(
     app: FastAPI,
     settings: ServerSettings,
     codecs: tuple[str, ...] | None = None,
-    editors: tuple[str, ...] | None = None,
+    editors: EditLab | None = None,
 ) -> None:
     """Mounts the demo in a server's application, before it starts. The root of the server leads to it.
 
     Args:
         codecs: names or folders for the codec lab; None: those that are bundled.
-        editors: likewise for the Edit tab, models that fill gaps (kind `ardit`).
+        editors: of the Edit tab; None: the bundled models that fill gaps.
 
     Raises:
         MissingExtra: gradio is not installed. BadInput: the server has API keys, which a page cannot show.
@@ -86,7 +86,7 @@ def add_demo(
     def figures(model: str, request: Request) -> dict[str, Any]:
         return _speculation(request.app, model)
 
-    page = build_page(Handlers(app, CodecLab(codecs), EditLab(editors)))
+    page = build_page(Handlers(app, CodecLab(codecs), editors or EditLab()))
     gradio.mount_gradio_app(
         app,
         page,

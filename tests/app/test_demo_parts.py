@@ -115,10 +115,10 @@ def test_drafts_are_counted_over_all_answers_and_older_ones_are_not_forgotten() 
 
 
 def test_drafts_along_depth_are_counted_too() -> None:
-    lm = tiny_lm()
+    lm: Any = tiny_lm()
     voice = Synthesizer(lm, XCodec(XCodecConfig(**CODEC)).eval(), VoiceSettings(names={"A": "high"}, default="A"))
     assert drafts_of(voice) == {}
-    head: Any = lm.head
+    head = lm.head
     lm.head = SpeculativeHead(head, ResidualDrafter(8, head.codebooks, head.vocab, head.vocab, hidden=6))
     voice.say("Hello.")
     drafts = drafts_of(voice)

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import soundfile
 
+from quaver.app.demo.edit_lab import EditLab
+from quaver.tts.editing import Editor
 from quaver.tts.synthesizer import Synthesizer
 from quaver.tts.token_synthesizer import TokenSynthesizer, TokenVoiceSettings
 
+from ...tts.heads import test_editing
 from ...tts.test_voices import SOUND
 from ...tts.tokens import token_lm
 from .conftest import DESKTOP, LONG, PHONE, Running, serving, wide
@@ -20,15 +23,18 @@ from .conftest import DESKTOP, LONG, PHONE, Running, serving, wide
 pytest.importorskip("gradio", reason="the demo needs gradio: pip install 'quaver[demo]'")
 pytestmark = pytest.mark.browser
 OpenPage = Callable[..., Any]
+editor = test_editing.editor  # the fixture: a tiny model that fills gaps
 
 
 @pytest.fixture(scope="module")
 def demo(
-    synthesizer: Synthesizer, tiny_codec: Path, tmp_path_factory: pytest.TempPathFactory, chromium: Any
+    synthesizer: Synthesizer, editor: Editor, tiny_codec: Path, tmp_path_factory: pytest.TempPathFactory, chromium: Any
 ) -> Iterator[Running]:
     from quaver.app.demo.mount import add_demo
 
     folder = tmp_path_factory.mktemp("demo")
+    editors = EditLab(("mine",), trusted=0.0)  # of random weights, which align nothing
+    editors._loaded["mine"] = editor
     more = {"clone": TokenSynthesizer(token_lm("cosyvoice2"), SOUND, TokenVoiceSettings())}
     with serving(
         synthesizer,
@@ -36,7 +42,7 @@ def demo(
         slots=2,
         more=more,
         limits={"requests_per_minute": 10_000},
-        extend=lambda app, settings: add_demo(app, settings, (str(tiny_codec),)),
+        extend=lambda app, settings: add_demo(app, settings, (str(tiny_codec),), editors),
     ) as running:
         yield running
 
@@ -178,6 +184,28 @@ def test_the_codec_lab_judges_and_draws(open_page: OpenPage, demo: Running, reco
     page.screenshot(path=str(pictures / "codec.png"), full_page=True)
 
 
+def test_words_of_a_recording_are_replaced(open_page: OpenPage, demo: Running, recording: Path, pictures: Path) -> None:
+    page = opened(open_page, demo, "Edit")
+    page.click("#edit-button")
+    assert "record or upload" in message(page)
+    page.click(".toast-close")
+    page.set_input_files(".tabitem:visible input[type=file]", str(recording))
+    page.wait_for_selector(".waveform-container:visible")
+    page.fill("#edit-transcript textarea", "Bring the red book.")
+    page.fill("#edit-old textarea", "green")
+    page.fill("#edit-new textarea", "blue")
+    page.click("#edit-button")
+    assert "not in the transcript" in message(page)
+    page.click(".toast-close")
+    page.fill("#edit-old textarea", "red")
+    page.click("#edit-button")
+    page.wait_for_function("() => document.querySelector('#edit-told').innerText.includes('Bring the blue book.')")
+    page.wait_for_function("() => document.querySelectorAll('.tabitem .picture img').length >= 4")
+    page.wait_for_selector("#edit-sound .waveform-container")
+    page.wait_for_timeout(500)
+    page.screenshot(path=str(pictures / "edit.png"), full_page=True)
+
+
 def test_models_stand_side_by_side(open_page: OpenPage, demo: Running, pictures: Path) -> None:
     page = opened(open_page, demo, "Compare")
     page.get_by_label("Text", exact=True).last.fill("Hello there.")
@@ -207,7 +235,7 @@ def test_nothing_waits_for_a_long_job(open_page: OpenPage, demo: Running) -> Non
 
 def test_a_phone_shows_every_tab_without_scrolling_sideways(open_page: OpenPage, demo: Running, pictures: Path) -> None:
     page = opened(open_page, demo, viewport=PHONE)
-    for tab in ("Speak", "Clone", "Codec lab", "Compare", "Converse"):
+    for tab in ("Speak", "Clone", "Codec lab", "Compare", "Edit", "Converse"):
         if tab != "Speak":
             bar = page.get_by_role("tab", name=tab)
             if not bar.first.is_visible():  # what does not fit stands in a menu
@@ -225,7 +253,7 @@ def test_every_control_has_a_name(open_page: OpenPage, demo: Running) -> None:
       .filter(e => e.offsetParent && !(e.getAttribute('aria-label') || e.innerText?.trim() || e.title
         || e.labels?.length || e.getAttribute('aria-labelledby') || e.closest('label')?.innerText.trim()))
       .map(e => e.outerHTML.slice(0, 120))"""
-    for tab in ("Speak", "Clone", "Codec lab", "Compare", "Converse"):
+    for tab in ("Speak", "Clone", "Codec lab", "Compare", "Edit", "Converse"):
         page.get_by_role("tab", name=tab).click()
         page.wait_for_timeout(200)
         assert page.evaluate(nameless) == [], tab
