@@ -6,7 +6,8 @@ Both are counted in seconds of speech per second of CPU time, so that a busy mac
 - job: `quaver batch` as a command, with everything that it and its processes do: start, imports, models, front end,
   encoding, journal, the slots that run empty at the end, the manifest.
 
-`--memory ROWS` instead speaks so many short rows in one process and prints its resident memory as it goes.
+`--memory ROWS` instead speaks so many short rows in one process and prints its resident memory as it goes; with
+`--tiny`, by a voice of random weights through the same machinery, for a machine on which the bundled one takes hours.
 """
 
 from __future__ import annotations
@@ -23,13 +24,17 @@ import time
 from contextlib import suppress
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from quaver.app.batch.names import Names
 from quaver.app.batch.rows import read_rows
 from quaver.app.batch.run import Job, local, run_job
 from quaver.app.batch.speech import CHUNKS, SLOTS, SpeechWork
+from quaver.codecs.native import XCodec, XCodecConfig
+from quaver.tts.lm import SpeechLM, SpeechLMConfig
 from quaver.tts.script import Script
 from quaver.tts.synthesizer import Synthesizer
 
@@ -76,11 +81,30 @@ def write(path: Path, texts: list[str], rows: int) -> Path:
     return path
 
 
-def memory(rows: int, folder: Path) -> None:
+def tiny(folder: Path) -> str:
+    """A voice of random weights with its codec, which babbles a tenth of a second a phone."""
+    sizes: dict[str, Any] = {"codebooks": 3, "vocab": 12}
+    blocks: dict[str, Any] = {"encoder_blocks": (1, 1), "decoder_blocks": (1, 1), "semantic": "none"}
+    codec: dict[str, Any] = {**sizes, **blocks, "mels": 8, "width": 8, "hidden": 8, "dim": 4}
+    backbone = {"width": 8, "layers": 1, "heads": 2, "hidden": 12, "window": 40, "slack": 4}
+    lm: dict[str, Any] = {**sizes, "head_hidden": 8, "backbone": backbone, "phone_blocks": 2, "phone_hidden": 8}
+    lm["voices"] = ["one"]
+    torch.manual_seed(0)
+    parts: dict[str, tuple[torch.nn.Module, dict[str, Any]]] = {
+        "codec": (XCodec(XCodecConfig(**codec)), {"kind": "codec", **codec}),
+        "voice": (SpeechLM(SpeechLMConfig.model_validate(lm)), {"kind": "lm", "codec": "codec", **lm}),
+    }
+    for name, (module, config) in parts.items():
+        (folder / name).mkdir()
+        save_file(module.state_dict(), folder / name / "model.safetensors")
+        (folder / name / "config.json").write_text(json.dumps(config))
+    return str(folder / "voice")
+
+
+def memory(rows: int, folder: Path, work: SpeechWork) -> None:
     """Resident memory of one process over a job of short rows."""
     texts = ["No.", "Yes.", "Go on.", "Why not?", "Well."]
     source = write(folder / "in.jsonl", texts, rows)
-    work = SpeechWork()
     done = 0
 
     def tick(*_: object) -> None:
@@ -102,11 +126,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=15.0, help="CPU seconds of the engine, before and after.")
     parser.add_argument("--memory", type=int, default=0, metavar="ROWS")
+    parser.add_argument("--tiny", action="store_true", help="With --memory: a voice of random weights, 64 slots.")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         if options.memory:
-            memory(options.memory, Path(folder))
+            work = SpeechWork(model=tiny(Path(folder)), slots=64) if options.tiny else SpeechWork()
+            memory(options.memory, Path(folder), work)
             return
         texts = [line.strip() for line in options.texts.read_text().splitlines() if line.strip()]
         first = engine(texts, options.seconds)
