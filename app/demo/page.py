@@ -117,13 +117,15 @@ def _speak(do: Handlers) -> tuple[gr.Dropdown, gr.Dropdown]:
         voice = gr.Dropdown([], label="Voice", elem_id="speak-voice", min_width=150)
         speed = gr.Slider(0.5, 2.0, 1.0, step=0.05, label="Speed", min_width=150)
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=100)
+    speculate = gr.Checkbox(False, label="Speculate, if the model has a drafter", elem_id="speak-speculate")
     with gr.Row():
         speak = gr.Button("Speak", variant="primary", elem_id="speak-button", min_width=120)
         stop = gr.Button("Stop", elem_id="speak-stop", min_width=120)
     gr.HTML(PANEL)
     # The browser itself talks to WS /v1/audio/speech/stream: audio plays as it is made, without Gradio's queue.
-    call = "(text, model, voice, speed, seed) => { window.quaverSpeak({text, model, voice, speed, seed}); }"
-    inputs = [text, model, voice, speed, seed]
+    names = "text, model, voice, speed, seed, speculate"
+    call = f"({names}) => {{ window.quaverSpeak({{{names}}}); }}"
+    inputs = [text, model, voice, speed, seed, speculate]
     speak.click(None, inputs, None, js=call, api_visibility="private")
     stop.click(None, None, None, js="() => { window.quaverStop(); }", api_visibility="private")
     model.input(do.voices, model, voice, show_progress="hidden", api_visibility="private")

@@ -41,6 +41,10 @@ def drafts_of(synthesizer: Any) -> dict[str, int]:
     loop = getattr(synthesizer, "loop", None)
     if isinstance(loop, CountedLoop):
         return loop.totals()
+    asked = getattr(synthesizer, "faster", None)  # of answers that ask for it (`tts.speculative_voice`)
+    if asked is not None:
+        figures = asked.keywords["figures"]
+        return {"judged": figures.judged, "kept": figures.kept}
     head = getattr(getattr(synthesizer, "lm", None), "head", None)
     figures = getattr(head, "figures", None)  # of `tts.speculative_depth.SpeculativeHead`, which adds up by itself
     return {"judged": figures.judged, "kept": figures.kept} if figures is not None else {}

@@ -223,6 +223,7 @@ class StreamSession:
             temperature=config.temperature,
             ahead=config.ahead or self.limits.ahead_seconds,
             split=config.split,
+            speculate=config.speculate,
         )
         identity = f"{self.context.request_id}-{utterance.index}"
         with self.service.speak(wish, self.context, "stream", identity=identity) as speech:

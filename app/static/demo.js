@@ -34,7 +34,7 @@ class Speech {
   figure(name, value) { this.part(`[data-figure=${name}]`).textContent = value; }
 
   async run() {
-    const { text, model, voice, speed, seed } = this.wishes;
+    const { text, model, voice, speed, seed, speculate } = this.wishes;
     if (!text?.trim()) return this.tell("Type some text first.", true);
     const before = this.drafts(model);
     this.socket = new SpeechSocket(location.origin, {
@@ -48,6 +48,7 @@ class Speech {
     const wanted = { speed: Number(speed), seed: Number(seed) || 0, split: "sentence" };
     if (model) wanted.model = model;
     if (voice) wanted.voice = voice;
+    if (speculate) wanted.speculate = true;
     this.socket.configure(wanted).catch((error) => this.fail(error.message));
     await new Promise((resolve) => this.socket.socket.addEventListener("open", resolve));
     this.socket.say(text);

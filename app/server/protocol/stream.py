@@ -19,7 +19,8 @@ from .speech import VoiceId, WordTime
 
 class SessionConfig(Message):
     """The first message, once. Fields as in POST /v1/audio/speech; `ahead` defaults to the server's limit. `split` is
-    how text is spoken as it arrives: by `word` (audio after about three), `clause`, or whole `sentence`."""
+    how text is spoken as it arrives: by `word` (audio after about three), `clause`, or whole `sentence`. `speculate` is
+    ignored by a model without a drafter."""
 
     type: Literal["session.config"]
     model: str = Field(default="default", max_length=200)
@@ -32,6 +33,7 @@ class SessionConfig(Message):
     word_timestamps: bool = True
     ahead: float | None = Field(default=None, gt=0, le=600, allow_inf_nan=False)
     split: Literal["word", "clause", "sentence"] = "word"
+    speculate: bool = False
 
 
 class InputText(Message):
