@@ -237,9 +237,16 @@ class XCodec(Codec):
         return self.norm(x.transpose(1, 2)).transpose(1, 2)
 
     def decode(self, frames: Tensor, state: State | None = None) -> Tensor:
-        """Frames (any number of leading codebooks) -> audio `[batch, 1, frame * frame_size]`."""
+        """Frames (any number of leading codebooks) -> audio `[batch, 1, frame * frame_size]`.
+
+        Raises:
+            BadInput: too many codebooks, a code outside the vocabulary, or latents of another width.
+        """
         if frames.ndim != 3:
             raise BadInput(f"frames must be [batch, codebook, frame], not {list(frames.shape)}")
+        dim = self.frame_spec.dim  # 0 of codes, which the quantizer checks
+        if dim and (frames.shape[1] != dim or not frames.is_floating_point()):
+            raise BadInput(f"latents must be float [batch, {dim}, frame], not {frames.dtype} {list(frames.shape)}")
         if frames.shape[-1] == 0:
             return torch.zeros(frames.shape[0], 1, 0, device=frames.device)
         return self._synthesise(self.quantizer.decode(frames), state).audio[:, None]

@@ -193,6 +193,42 @@ def test_padding_and_lengths() -> None:
     assert codec.decode(codes[..., :0]).shape == (2, 1, 0)
 
 
+@pytest.mark.parametrize("bottleneck", BOTTLENECKS)
+def test_an_item_of_a_padded_batch_has_the_frames_it_has_alone(bottleneck: str) -> None:
+    """transformers issue 43377 and xcodec issue 16: what fills the batch up must not reach the frames of an item."""
+    codec = make(bottleneck)
+    audio = 0.3 * randn(2, 1, 5 * FRAME)
+    lengths = torch.tensor([5 * FRAME, 2 * FRAME])
+    frames, counts = codec.encode(audio, lengths)  # item 1 is followed by noise
+    alone, count = codec.encode(audio[1:, :, : 2 * FRAME])
+    assert counts.tolist() == [5, 2]
+    assert count.tolist() == [2]
+    if bottleneck == "vae":
+        assert torch.allclose(frames[1:, :, :2], alone, atol=TOLERANCE)
+    else:
+        assert torch.equal(frames[1:, :, :2], alone)
+    sound = codec.decode(frames)[1:, :, : 2 * FRAME - codec.latency]
+    assert torch.allclose(sound, codec.decode(alone)[..., : 2 * FRAME - codec.latency], atol=TOLERANCE)
+
+
+@few
+@given(
+    hop=st.sampled_from([7, 15, 16]), patch=st.sampled_from([1, 3, 5]), frames=st.integers(1, 4), more=st.integers(0, 9)
+)
+def test_odd_hops_and_strides_keep_every_length(hop: int, patch: int, frames: int, more: int) -> None:
+    """DAC issues 54, 58 and 118: with an odd stride audio came back shorter, or of another shape."""
+    torch.manual_seed(0)
+    codec = XCodec(XCodecConfig(**{**SIZES, "hop": hop, "n_fft": 4 * hop, "patch": patch, "mels": 4})).eval()
+    size = hop * patch
+    audio = 0.3 * randn(1, 1, frames * size + min(more, size - 1))
+    codes, counts = codec.encode(audio)
+    assert counts.tolist() == [codes.shape[-1]] == [-(-audio.shape[-1] // size)]
+    assert codec.decode(codes).shape == (1, 1, codes.shape[-1] * size)
+    state = codec.init_state(1)
+    streamed = torch.cat([codec.encode(part, state=state)[0] for part in audio.split(size + 1, -1)], -1)
+    assert torch.equal(streamed, codec.encode(audio[..., : streamed.shape[-1] * size])[0])
+
+
 @pytest.mark.parametrize("codebooks", [1, 2, 3])
 def test_every_prefix_of_the_codebooks_is_audio(codebooks: int) -> None:
     codec = make()
@@ -234,6 +270,15 @@ def test_what_cannot_be_coded_is_refused() -> None:
             codec.encode(audio)
     with pytest.raises(BadInput):
         codec.decode(torch.zeros(3, 4).long())
+    for bottleneck in BOTTLENECKS:
+        codec, frames = make(bottleneck), frames_of(make(bottleneck), 2)
+        for wrong in (torch.cat([frames, frames[:, :1]], 1), frames[:, :0]):  # one codebook too many, none
+            with pytest.raises(BadInput):
+                codec.decode(wrong)
+        if bottleneck != "vae":
+            for code in (-1, codec.frame_spec.vocab):
+                with pytest.raises(BadInput, match=str(code)):
+                    codec.decode(torch.full_like(frames, code))
     with pytest.raises(BadInput, match="dim"):
         XCodec(XCodecConfig(**{**SIZES, "levels": (3, 3)}, bottleneck="fsq"))
 

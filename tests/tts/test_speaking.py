@@ -129,6 +129,22 @@ def test_slots_of_one_pace_are_decoded_together(monkeypatch: pytest.MonkeyPatch)
     assert calls[-3:] == [3, 3, 3]
 
 
+@pytest.mark.parametrize("after", [0, 1, 7, 30])
+def test_the_second_request_starts_as_fast_as_the_first(after: int) -> None:
+    """CosyVoice PR 1849: a request that came while another was spoken got its first chunk late."""
+    text = "The quick brown fox jumps over the lazy dog, and on it goes and goes."
+
+    def ticks(batch: SpeechBatch, slot: int) -> int:
+        join(batch, slot, text, seed=4)
+        return next(i for i in range(1, 200) if batch.tick().get(slot))
+
+    batch = SYNTHESIZER.batch(2)
+    first = ticks(batch, 0)
+    for _ in range(after):
+        batch.tick()
+    assert ticks(batch, 1) <= 1.1 * first
+
+
 def raising(times: int, error: Exception, real: Callable[..., Any]) -> Callable[..., Any]:
     left = [times]
 

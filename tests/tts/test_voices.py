@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +85,13 @@ def test_silence_is_cut_and_the_fullest_ten_seconds_are_kept() -> None:
     assert np.abs(clip).reshape(-1, 2400).max(1).min() > 0.1  # no silence in it
     with pytest.raises(BadInput, match="holds only"):
         reference_clip(np.concatenate([quiet, speech(0.27), quiet]), 24_000)
+
+
+def test_ten_minutes_are_a_reference_and_a_moment_more_is_none() -> None:
+    ten = np.tile(speech(6), 100)
+    assert len(reference_clip(ten, 24_000)) == 240_000
+    with pytest.raises(BadInput, match="10 minutes"):
+        reference_clip(np.append(ten, np.float32(0.1)), 24_000)
 
 
 # -- the file ---------------------------------------------------------------------------------------------------------
@@ -218,19 +228,47 @@ def test_a_prompt_is_run_once_for_all_answers() -> None:
     hook.remove()
 
 
-def test_a_voice_speaks_the_same_after_everything_was_saved_and_loaded(tmp_path: Path) -> None:
+@pytest.fixture
+def models_and_voice(tmp_path: Path) -> Path:
+    """A language model, its flow, vocoder and tokenizer, and a voice file, side by side."""
     folder(tmp_path / "flow", "flow", SOUND.flow, codec="tokens")
     folder(tmp_path / "mel-vocoder", "mel", SOUND.vocoder)
     folder(tmp_path / "tokens", "semantic", tokenizer())
     folder(tmp_path / "lm", "token_lm", token_lm("cosyvoice2"), codec="tokens")
     (tmp_path / "lm" / "settings.json").write_text('{"flow": "flow", "vocoder": "mel-vocoder"}')
-    first = TokenSynthesizer.load(str(tmp_path / "lm"))
+    voice = load_sound(str(tmp_path / "flow")).describe(speech(1.5), name="mine", text="hi")
+    (tmp_path / "mine.voice").write_bytes(dump_voice(voice))
+    return tmp_path
+
+
+def test_a_voice_speaks_the_same_after_everything_was_saved_and_loaded(models_and_voice: Path) -> None:
+    first = TokenSynthesizer.load(str(models_and_voice / "lm"))
     assert isinstance(first.sound, FlowSound)
     voice = first.sound.describe(speech(1.5), name="mine", text="hi")
-    (tmp_path / "mine.voice").write_bytes(dump_voice(voice))
-    again = TokenSynthesizer.load(str(tmp_path / "lm"))
-    said = again.say("Go on.", voice=load_voice(tmp_path / "mine.voice"), seed=3)
+    again = TokenSynthesizer.load(str(models_and_voice / "lm"))
+    said = again.say("Go on.", voice=load_voice(models_and_voice / "mine.voice"), seed=3)
     assert np.array_equal(said, first.say("Go on.", voice=voice, seed=3))
+
+
+def test_a_voice_speaks_the_same_in_another_process(models_and_voice: Path) -> None:
+    """fish-speech issue 1120: a saved voice sounded otherwise after a restart."""
+    where = models_and_voice
+    code = (
+        "import hashlib, sys, torch; torch.set_num_threads(1); "
+        "from quaver.tts.token_synthesizer import TokenSynthesizer; from quaver.tts.voices import load_voice; "
+        "said = TokenSynthesizer.load(sys.argv[1]).say('Go on.', voice=load_voice(sys.argv[2]), seed=3); "
+        "sys.stdout.write(hashlib.sha256(said.tobytes()).hexdigest())"
+    )
+    command = [sys.executable, "-c", code, str(where / "lm"), str(where / "mine.voice")]
+    other = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        voice = load_voice(where / "mine.voice")
+        said = TokenSynthesizer.load(str(where / "lm")).say("Go on.", voice=voice, seed=3)
+    finally:
+        torch.set_num_threads(threads)
+    assert hashlib.sha256(said.tobytes()).hexdigest() == other
 
 
 def test_a_voice_of_another_model_is_refused() -> None:
