@@ -12,15 +12,19 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
 
 from quaver.app.client import Client, ServerError
+from quaver.app.demo.speculating import drafts_of
 from quaver.app.server.protocol.stream import AudioEnd, AudioStart, SessionDone, WordTimestamps
+from quaver.tts.speculative_voice import offer_speculation
 from quaver.tts.synthesizer import Synthesizer
 from quaver.tts.token_synthesizer import TokenSynthesizer, TokenVoiceSettings
 
 from ...tts.test_token_synthesizer import cosyvoice
+from ...tts.test_voices import SOUND
 from ...tts.tokens import token_lm
 from .conftest import Running, receive, serving, until
 
@@ -285,3 +289,23 @@ def test_a_token_model_sounds_before_the_text_is_whole(synthesizer: Synthesizer,
     at_once = voice.say([words], split="word", seed=2)
     assert heard.shape == at_once.shape
     assert np.abs(heard - np.clip(at_once, -1, 1)).max() < 1e-4
+
+
+def test_a_session_may_ask_for_speculation(synthesizer: Synthesizer, tmp_path: Path) -> None:
+    """A model with a drafter speculates for those who ask; one without speaks all the same."""
+    lm = token_lm("vita")
+    config = {"kind": "token_lm", "codec": "tokens", **lm.config.model_dump(mode="json")}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({k: v.contiguous() for k, v in lm.state_dict().items()}, tmp_path / "model.safetensors")
+    voice = TokenSynthesizer(lm, SOUND, TokenVoiceSettings())
+    assert offer_speculation(voice, str(tmp_path)) is not None
+    with serving(synthesizer, tmp_path, more={"vita": voice}) as running:
+        judged = []
+        for fields in ({"model": "vita"}, {"model": "vita", "speculate": True}, {"speculate": True}):
+            with configured(running, **fields) as socket:
+                send(socket, "input.text", text=TEXT)
+                send(socket, "input.done")
+                assert audio(until(socket, "audio.done"))
+            judged.append(drafts_of(voice)["judged"])
+    assert judged[0] == 0
+    assert judged[2] == judged[1] > 0
