@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from quaver.codecs.native import XCodec, XCodecConfig
 from quaver.errors import BadInput
 from quaver.nn.noise import frame_noise
 from quaver.tts.ardit import Ardit, ArditConfig, Course, segment_mask
@@ -17,6 +19,7 @@ from quaver.tts.ardit_plan import planned_lengths
 from quaver.tts.generate import Frame, Generation, Request
 from quaver.tts.lm import phone_features
 from quaver.tts.sampling import SamplingConfig
+from quaver.tts.synthesizer import Synthesizer, VoiceSettings
 
 from ...laws import TOLERANCE, few, randn, randomised
 
@@ -238,3 +241,58 @@ def test_bad_requests_are_refused() -> None:
         generation.join(0, request(phones=("ə",) * 40))
     with pytest.raises(BadInput, match="voice 7"):
         generation.join(0, Request(phone_features(PHONES, {0}), voice=7))
+
+
+# -- as a voice -------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def voice() -> Synthesizer:
+    """Random weights that expect two and a half frames a phone."""
+    lm = tiny(backbone={**CONFIG["backbone"], "window": 40, "slack": 40})
+    last = lm.lengths[2]
+    assert isinstance(last, nn.Linear)
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.fill_(0.9)
+    small: dict[str, Any] = {"width": 8, "hidden": 8, "encoder_blocks": (1, 1), "decoder_blocks": (1, 1)}
+    config = XCodecConfig.model_validate({**small, "bottleneck": "vae", "dim": 6, "semantic": "none"})
+    codec = randomised(XCodec(config), scale=0.1)
+    return Synthesizer(lm, codec, VoiceSettings(names={"Alice": "high", "Bob": "low"}, default="Bob"))
+
+
+def test_a_voice_streams_what_it_says(voice: Synthesizer) -> None:
+    whole = voice.say("Hello there. Again!")
+    chunks = list(voice.stream("Hello there. Again!"))
+    assert len(chunks) > 3
+    assert np.array_equal(np.concatenate([c.samples for c in chunks]), whole.samples)
+    assert [w.text for w in whole.words] == ["Hello", "there", "Again"]
+    starts = [w.start for w in whole.words]
+    assert starts == sorted(starts)
+    assert whole.words[-1].end <= len(whole.samples) / whole.sample_rate
+    assert not np.array_equal(whole.samples, voice.say("Hello there. Again!", voice="Alice").samples)
+    pieces = voice.say(iter(["Hel", "lo there. A", "gain!"]))
+    assert np.array_equal(pieces.samples, whole.samples)  # a sentence is read as a whole
+
+
+def test_a_voice_keeps_to_time(voice: Synthesizer) -> None:
+    usual = len(voice.say("Hello there.").samples)
+    assert len(voice.say("Hello there.", speed=2.0).samples) < 0.75 * usual
+    lasting = voice.say("Hello there.", duration=0.8)
+    assert len(lasting.samples) / lasting.sample_rate == pytest.approx(0.8, abs=0.02)
+    with pytest.raises(BadInput, match="no codebooks"):
+        voice.say("Hello.", codebooks=2)
+    with pytest.raises(BadInput, match="Alice, Bob"):
+        voice.say("Hello.", voice="Carol")
+
+
+def test_fewer_evaluations_are_a_setting_and_slots_may_differ() -> None:
+    model = tiny()
+
+    def wanted(steps: int) -> Request:
+        return Request(
+            phone_features(PHONES, {0}), voice=1, seed=3, sampling=SamplingConfig(temperature=1.0, steps=steps)
+        )
+
+    alone = {steps: latents(answer(Generation(model, 2), 0, wanted(steps), {})) for steps in (1, 4)}
+    assert not torch.allclose(alone[1], alone[4])
+    beside = latents(answer(Generation(model, 2), 0, wanted(4), {1: wanted(1)}))
+    assert torch.equal(beside, alone[4])
