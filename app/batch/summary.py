@@ -120,5 +120,5 @@ def _bars(axes: Any, counts: Counter[int], width: float, title: str) -> None:
 
 def _scatter(axes: Any, points: list[tuple[int, float]]) -> None:
     x, y = np.array([p[0] for p in points]), np.array([p[1] for p in points])
-    axes.scatter(x, y, s=4, color=_BAR, alpha=0.5, linewidths=0)
+    axes.scatter(x, y, s=max(4, min(40, 4000 / max(1, len(points)))), color=_BAR, alpha=0.5, linewidths=0)
     axes.set_title("characters against seconds", fontsize=9, color=_INK)

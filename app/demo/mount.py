@@ -82,6 +82,10 @@ def add_demo(
     def root() -> RedirectResponse:
         return RedirectResponse(f"{DEMO}/")
 
+    @app.get("/manifest.json", include_in_schema=False)
+    def manifest() -> dict[str, str]:  # Gradio's page asks for it
+        return {"name": "quaver", "start_url": f"{DEMO}/", "display": "browser"}
+
     @app.get("/demo-figures/{model}", include_in_schema=False)
     def figures(model: str, request: Request) -> dict[str, Any]:
         return _speculation(request.app, model)

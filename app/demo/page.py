@@ -25,9 +25,6 @@ STYLE = """
 .picture { margin: 0 0 8px; }
 .picture figcaption { font-size: 13px; opacity: 0.85; margin-bottom: 3px; }
 .picture img { display: block; width: 100%; border-radius: 6px; image-rendering: auto; }
-@media (max-width: 640px) {
-  .picture img { height: 84px; } .speak-panel .wave { height: 64px; } .speak-panel .spectrogram { height: 120px; }
-}
 #live-frame { width: 100%; height: 760px; border: 0; }
 .speak-panel canvas { background: #8881; display: block; width: 100%; border-radius: 6px; }
 .speak-panel .pictures { position: relative; display: grid; gap: 6px; }
@@ -45,6 +42,12 @@ STYLE = """
 .speak-panel dt { font-size: 12px; opacity: 0.8; }
 .speak-panel dd { margin: 0; font-size: 17px; font-variant-numeric: tabular-nums; }
 .speak-panel audio { width: 100%; }
+@media (max-width: 640px) {
+  #live-frame { height: 880px; }
+  .picture img { height: 84px; }
+  .speak-panel .wave { height: 64px; }
+  .speak-panel .spectrogram { height: 120px; }
+}
 .dark .speak-panel .status.error { color: #fca5a5; }
 .dark .speak-panel .words span.now { color: #fdba74; }
 """
