@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from quaver.codecs.base import Codec
+from quaver.codecs.frame_stream import FrameStream
 from quaver.codecs.loading import load_codec
 from quaver.evaluation.coding import Recording, list_recordings
 from quaver.evaluation.judges import Judges
@@ -34,6 +35,7 @@ from quaver.evaluation.metrics import Sample, choose
 from quaver.evaluation.report import System
 from quaver.evaluation.scoring import score
 from quaver.evaluation.voices import read_mono
+from quaver.nn.packed import pack_linears
 
 Row = dict[str, Any]
 QUALITY = ("wer", "similarity", "pesq", "stoi")
@@ -68,11 +70,14 @@ def clock(call: Callable[[], Any], device: str) -> tuple[float, float, Any]:
     return time.perf_counter() - wall, time.process_time() - cpu, made
 
 
-def of_ours(name: str, codec: Codec, levels: int | None = None) -> Entry:
+def of_ours(name: str, codec: Codec, levels: int | None = None, recorded: bool = False) -> Entry:
     spec = codec.frame_spec
     kept = levels or spec.codebooks
 
     def stream() -> Callable[[torch.Tensor], Any]:
+        if recorded:
+            frames = FrameStream(codec)
+            return lambda frame: frames.decode(frames.encode(frame))
         state = codec.init_state(1)
         return lambda frame: codec.decode(codec.encode(frame, state=state)[0][:, :kept], state)
 
@@ -103,7 +108,15 @@ def entries(device: str, moshi: Path | None) -> Iterator[Entry]:
     from quaver.codecs.mimi import MimiCodec, MimiConfig
 
     torch.manual_seed(0)
-    yield of_ours("quaver-24k", load_codec().to(device))
+    plain = of_ours("quaver-24k", load_codec().to(device))
+    yield plain
+    if device == "cpu":
+        yield of_ours("quaver-24k, recorded", load_codec(), recorded=True)
+        half = load_codec()
+        pack_linears(half)
+        last = of_ours("quaver-24k, recorded, half precision", half, recorded=True)
+        last.parameters = plain.parameters  # packed weights are not counted as parameters any more
+        yield last
     encodec = EncodecModel.encodec_model_24khz(pretrained=False).eval().to(device)
     encodec.set_target_bandwidth(6.0)
     parameters = sum(p.numel() for p in encodec.parameters())
@@ -158,8 +171,12 @@ def of_moshi(folder: Path, device: str) -> Entry:
     )  # fmt: skip
 
 
-def speed(device: str, moshi: Path | None, seconds: float, rounds: int, steps: int) -> list[Row]:
-    systems = list(entries(device, moshi))
+def speed(device: str, moshi: Path | None, seconds: float, rounds: int, steps: int, only: str) -> list[Row]:
+    systems = []
+    for system in entries(device, moshi):
+        if not system.name.startswith(only):
+            break
+        systems.append(system)
     generator = torch.Generator().manual_seed(0)
     audio = (0.1 * torch.randn(1, 1, int(seconds * 24_000) // 1920 * 1920, generator=generator)).to(device)
     frames = {system.name: system.encode(audio) for system in systems}  # warms up, too
@@ -333,6 +350,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=40, help="frames of a stream in each round")
+    parser.add_argument("--only", default="", help="measure the first systems whose names begin so, e.g. quaver")
     parser.add_argument("--no-speed", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -340,7 +358,7 @@ def main() -> None:
     found: dict[str, Any] = {"settings": {key: str(value) for key, value in vars(args).items()}}
     with torch.inference_mode():
         if not args.no_speed:
-            found["speed"] = speed(args.device, args.moshi, args.seconds, args.rounds, args.steps)
+            found["speed"] = speed(args.device, args.moshi, args.seconds, args.rounds, args.steps, args.only)
             sys.stdout.write(table(found["speed"], SPEED) + "\n")
             draw(found["speed"], DRAWN, args.out / "speed.png", True)
         for files in args.files:

@@ -110,7 +110,8 @@ def _restored(stored: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _complete(module: nn.Module, tensors: dict[str, Tensor], trimmed: bool) -> None:
-    """Adds what may be missing: the codebooks' state in training, and of a trimmed model the `TRAINING_ONLY` parts."""
+    """Adds what may be missing: the codebooks' state in training, the teacher's standardisation (of runs from before it
+    was stored), and of a trimmed model the `TRAINING_ONLY` parts."""
     for name, part in module.named_modules():
         prefix = f"{name}." if name else ""
         if isinstance(part, ResidualVQ) and prefix + "codebook" in tensors:
@@ -118,10 +119,9 @@ def _complete(module: nn.Module, tensors: dict[str, Tensor], trimmed: bool) -> N
             tensors.setdefault(prefix + "usage", torch.ones(codebook.shape[:2]))
             tensors.setdefault(prefix + "sums", codebook.clone())
             tensors.setdefault(prefix + "ready", torch.tensor(True))
-    if trimmed:
-        for key, value in module.state_dict().items():
-            if key.split(".")[0] in TRAINING_ONLY:
-                tensors.setdefault(key, value)
+    for key, value in module.state_dict().items():
+        if (trimmed and key.split(".")[0] in TRAINING_ONLY) or key in ("teacher_mean", "teacher_scale"):
+            tensors.setdefault(key, value)
 
 
 def codec_folder(name: str) -> Path:

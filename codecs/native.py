@@ -85,7 +85,15 @@ class XCodecOutput:
 
 
 class XCodec(Codec):
-    """24 kHz, 25 Hz, 8 x 1024 by default (2 kbit/s)."""
+    """24 kHz, 25 Hz, 8 x 1024 by default (2 kbit/s).
+
+    Attributes:
+        teacher_mean, teacher_scale: of `semantic: teacher_input`, `[teacher_dim]`: (features - mean) * scale is what
+            the codec was trained with, so whoever makes features for it needs them (`HubTeacher.standardise_as`).
+    """
+
+    teacher_mean: Tensor
+    teacher_scale: Tensor
 
     def __init__(self, config: XCodecConfig) -> None:
         super().__init__()
@@ -104,6 +112,8 @@ class XCodec(Codec):
             self.student_head = nn.Linear(config.semantic_dim, config.teacher_dim)
         elif config.semantic == "teacher_input":
             self.semantic_out = nn.Linear(config.teacher_dim, config.semantic_dim)
+            self.register_buffer("teacher_mean", torch.zeros(config.teacher_dim))
+            self.register_buffer("teacher_scale", torch.ones(config.teacher_dim))
         self.quantizer = self._bottleneck(config)
         self.prior = nn.Linear(width + semantic_width, config.dim * (2 if config.bottleneck == "vae" else 1))
         self.post = nn.Linear(config.dim, width)
@@ -201,7 +211,7 @@ class XCodec(Codec):
         Args:
             lengths: LongTensor[batch] in samples (offline only).
             codebooks: keep only the first so many levels.
-            teacher: `[batch, teacher_dim, frame]`, for `semantic: teacher_input`.
+            teacher: `[batch, teacher_dim, frame]`, for `semantic: teacher_input`; standardised.
 
         Raises:
             BadInput: not finite, not mono, or streaming slots out of step with each other.

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torchaudio.transforms import Resample
 
+from ..codecs.native import XCodec
 from ..errors import BadInput, ConfigError, CorruptFile, MissingFile
 
 __all__ = ["PREFIX", "HubTeacher", "TeacherOutput", "load_hub_teacher"]
@@ -40,7 +41,8 @@ class HubTeacher(nn.Module):
 
     Attributes:
         dim: width of the features.
-        mean, scale: of each dimension, set by `calibrate`; until then features are as the encoder gives them.
+        mean, scale: of each dimension, set by `calibrate` or `standardise_as`; until then features are as the encoder
+            gives them.
     """
 
     mean: Tensor
@@ -76,6 +78,12 @@ class HubTeacher(nn.Module):
         rows = self._raw(audio, audio.shape[-1] // self.frame_size).transpose(1, 2).flatten(0, 1).double()
         self.mean.copy_(rows.mean(0))
         self.scale.copy_(1 / rows.std(0).clamp(min=1e-4))
+
+    @torch.no_grad()
+    def standardise_as(self, codec: XCodec) -> None:
+        """Takes the mean and scale that a codec of the form `teacher_input` was trained with, and carries with it."""
+        self.mean.copy_(codec.teacher_mean)
+        self.scale.copy_(codec.teacher_scale)
 
     def _raw(self, audio: Tensor, frames: int) -> Tensor:
         """The mean over hidden states, averaged over each frame of the codec."""

@@ -127,6 +127,14 @@ def test_a_codec_learns_with_the_teachers_features_as_input(kind: str, recipe: M
     codec: Any = load_codec(str(tmp_path / "run"))
     audio = 0.1 * randn(1, 1, 8 * 960)
     features = network._teacher[0](audio).features
+    # The standardisation is in the checkpoint: a fresh teacher gives the same features with it, and others without.
+    fresh = load_hub_teacher(f"hf:{folder}", 24_000, 960)
+    assert not torch.allclose(fresh(audio).features, features, atol=1e-3)
+    fresh.standardise_as(codec)
+    assert torch.equal(fresh(audio).features, features)
+    again: Any = build_task(settings.model_copy(update={"init": tmp_path / "run"}))
+    again.model.teacher_mean.add_(1.0)  # as a checkpoint of other data would have it
+    assert torch.allclose(again.network._features(audio), features - again.model.teacher_scale[:, None], atol=1e-4)
     codes, _ = codec.encode(audio, teacher=features)
     assert codes.shape == (1, 3, 8)
     gradient = torch.autograd.grad(codec(audio, teacher=features.requires_grad_()).head.audio.square().sum(), features)

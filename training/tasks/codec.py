@@ -105,8 +105,15 @@ class CodecTask:
         teacher = load_hub_teacher(name, settings.sample_rate, settings.frame_size)
         if teacher.dim != settings.teacher_dim:
             raise ConfigError(f"{name} gives features {teacher.dim} wide; set teacher_dim: {teacher.dim} in the recipe")
+        strict = settings.semantic == "teacher_input"
+        if strict and bool((self.model.teacher_scale != 1).any()):
+            teacher.standardise_as(self.model)  # the run that this one starts from has chosen
+            return teacher
         heard, _ = self.mixture.crops(np.random.default_rng(0), 16, 2 * settings.sample_rate, (0.0, 0.0))
         teacher.calibrate(torch.from_numpy(heard[:, None]))
+        if strict:
+            self.model.teacher_mean.copy_(teacher.mean)
+            self.model.teacher_scale.copy_(teacher.scale)
         return teacher
 
     def config(self) -> dict[str, Any]:
@@ -209,7 +216,10 @@ class _Network(nn.Module):
     def _features(self, audio: Tensor) -> Tensor | None:
         if not self._teacher:
             return None
-        return self._teacher[0].to(audio.device)(audio).features
+        teacher = self._teacher[0].to(audio.device)
+        if isinstance(teacher, HubTeacher) and self.model.config.semantic == "teacher_input":
+            teacher.standardise_as(self.model)  # a resumed run has them from its checkpoint
+        return teacher(audio).features
 
 
 _AROUND = ("prior", "quantizer", "post", "semantic_post")
