@@ -24,7 +24,8 @@ class TransformerConfig(BaseModel):
         window: how many positions back (itself included) a position may attend to, in training and in streaming.
         slack: how many further positions the ring cache holds. A chunk may be `slack + 1` long, and a rollback may go
             `slack` positions back.
-        condition: width of the per-token adaLN condition, or None for none.
+        condition: width of the per-token adaLN condition, or None for none. modulation_rank: of the matrices that make
+            shifts, scales and gates of it (None: full), which are a fifth of a small network's weights.
         causal: False lets every position see every other (and the module cannot stream).
         qk_norm: normalise queries and keys; off for published models that do not (Moshi). eps: of all RMSNorms.
     """
@@ -39,6 +40,7 @@ class TransformerConfig(BaseModel):
     slack: int = 64
     rope_base: float = 10_000.0
     condition: int | None = None
+    modulation_rank: int | None = None
     causal: bool = True
     dropout: float = 0.0
     qk_norm: bool = True
@@ -137,10 +139,7 @@ class _Block(StreamingModule):
         self.gate_up = nn.Linear(config.width, 2 * config.hidden, bias=False)
         self.down = nn.Linear(config.hidden, config.width, bias=False)
         self.dropout = nn.Dropout(config.dropout) if config.dropout else _same
-        self.modulation = nn.Linear(config.condition, 6 * config.width) if config.condition else None
-        if self.modulation is not None:  # adaLN-zero (Peebles & Xie 2023): every block starts as the identity
-            nn.init.zeros_(self.modulation.weight)
-            nn.init.zeros_(self.modulation.bias)
+        self.modulation = _modulation(config)
 
     def init_state(self, batch: int) -> State:
         return self._state_of(batch, attention=self.attention)
@@ -168,6 +167,17 @@ class _Block(StreamingModule):
     def _mlp(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, -1)
         return self.down(F.silu(gate) * up)
+
+
+def _modulation(config: TransformerConfig) -> nn.Module | None:
+    """adaLN-zero (Peebles & Xie 2023): every block starts as the identity."""
+    if not config.condition:
+        return None
+    rank = config.modulation_rank
+    last = nn.Linear(rank or config.condition, 6 * config.width)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(config.condition, rank, bias=False), last) if rank else last
 
 
 class Transformer(StreamingModule):

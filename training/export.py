@@ -35,16 +35,25 @@ POLICIES = ("int8", "float16", "float32")
 Policy = Literal["int8", "float16", "float32"]
 
 
-def export(run: Path, folder: Path, *, weights: Policy = "int8", inference_only: bool = False) -> dict[str, Any]:
+def export(
+    run: Path,
+    folder: Path,
+    *,
+    weights: Policy = "int8",
+    inference_only: bool = False,
+    modulation_rank: int | None = None,
+) -> dict[str, Any]:
     """Writes the averaged model of a run into a model folder and returns its card.
 
     Args:
         run: folder with `config.json` and `model.safetensors`.
         weights: how matrices are stored; vectors stay float32, codebooks become float16 (float32 with `float32`).
         inference_only: leave out what only the codec's losses use (`TRAINING_ONLY`); the config then says `trimmed`.
+        modulation_rank: of an ARDiT: make its modulation of low rank (`training/narrow.py`).
 
     Raises:
-        BadInput: unknown policy, or `folder` is the run. ConfigError: not a kind of model that can be exported.
+        BadInput: unknown policy, a rank that makes nothing smaller, or `folder` is the run. ConfigError: not a kind of
+            model that can be exported.
         MissingFile, CorruptFile: of the run.
     """
     if weights not in POLICIES:
@@ -55,6 +64,8 @@ def export(run: Path, folder: Path, *, weights: Policy = "int8", inference_only:
         raise MissingFile(f"no finished run in {run} (no config.json); train it with `quaver train RECIPE --out {run}`")
     config = read_config(run)
     module = _load(run, str(config.get("kind")))
+    if modulation_rank is not None:
+        module = _narrowed(module, modulation_rank, config)
     tensors = shrink(module, weights)
     if inference_only and any(key.split(".")[0] in TRAINING_ONLY for key in tensors):
         tensors = {key: value for key, value in tensors.items() if key.split(".")[0] not in TRAINING_ONLY}
@@ -71,6 +82,16 @@ def export(run: Path, folder: Path, *, weights: Policy = "int8", inference_only:
         if (run / name).exists():
             shutil.copyfile(run / name, folder / name)
     return card
+
+
+def _narrowed(module: nn.Module, rank: int, config: dict[str, Any]) -> nn.Module:
+    from ..tts.ardit import Ardit
+    from .narrow import narrow_modulation
+
+    if not isinstance(module, Ardit):
+        raise BadInput("a modulation rank is for models of the kind ardit")
+    config["backbone"] = {**config["backbone"], "modulation_rank": rank}
+    return narrow_modulation(module, rank)
 
 
 def _load(run: Path, kind: str) -> nn.Module:

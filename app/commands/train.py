@@ -79,11 +79,14 @@ def export(
     inference_only: Annotated[
         bool, typer.Option("--inference-only", help="Leave out what only a codec's losses use.")
     ] = False,
+    modulation_rank: Annotated[
+        int | None, typer.Option("--modulation-rank", min=1, help="Of an ARDiT: smaller matrices, of this rank.")
+    ] = None,
 ) -> None:
     """Make a small model folder of a training run: config.json, model.safetensors, card.json."""
     from ...training.export import export as write
 
     policy: Any = weights  # `write` says which there are
-    card = write(run, folder, weights=policy, inference_only=inference_only)
+    card = write(run, folder, weights=policy, inference_only=inference_only, modulation_rank=modulation_rank)
     size, parameters = card["bytes"] / 1e6, card["parameters"] / 1e6
     typer.echo(f"{folder}: {parameters:.2f} M parameters in {size:.2f} MB, sha256 {card['sha256'][:12]}", err=True)

@@ -17,6 +17,7 @@ from quaver.errors import BadInput, ConfigError, MissingFile
 from quaver.training.align import add_codes, latents_track
 from quaver.training.export import export
 from quaver.training.loop import Trainer
+from quaver.training.narrow import narrow_modulation
 from quaver.training.pack import Pack
 from quaver.training.recipe import Recipe
 from quaver.training.tasks import build_task
@@ -100,6 +101,28 @@ def test_ardit_learns_and_is_exported(pack: Pack, codec: Path, tmp_path: Path, a
     assert isinstance(lm, Ardit)
     assert name == str(codec)
     assert lm.config.voices == ("v0", "v1")
+
+
+def test_a_narrow_modulation_is_nearly_the_same(pack: Pack, codec: Path, tmp_path: Path) -> None:
+    add_codes(pack, load_codec(str(codec)), codec.name)
+    made = recipe("ardit", pack, codec, ARDIT)
+    Trainer(build_task(made), made, tmp_path / "run", resume=False).run()
+    whole, _ = load_lm(str(tmp_path / "run"))
+    assert isinstance(whole, Ardit)
+    randomised(whole, scale=0.2)
+    for rank, error in ((4, 0.4), (2, 0.8)):
+        small = narrow_modulation(whole, rank)
+        condition = torch.nn.functional.silu(whole._when(torch.tensor([0.3])) + whole.voice.weight[:1])
+        layers = zip(whole.backbone.layers, small.backbone.layers, strict=True)
+        pairs = [(a.modulation(condition), b.modulation(condition)) for a, b in layers]  # type: ignore[operator]
+        assert all(float((a - b).norm() / a.norm()) < error for a, b in pairs)
+    card = export(tmp_path / "run", tmp_path / "small", modulation_rank=2)
+    assert card["parameters"] < sum(p.numel() for p in whole.parameters())
+    lm, _ = load_lm(str(tmp_path / "small"))
+    assert lm.config.backbone.modulation_rank == 2
+    for rank in (0, 5):
+        with pytest.raises(BadInput, match="makes nothing smaller"):
+            narrow_modulation(whole, rank)
 
 
 def test_gaps_are_what_the_mask_expects(pack: Pack, codec: Path) -> None:
