@@ -68,6 +68,10 @@ class TokenHead(nn.Module):
             total = total + picked * held
         return total
 
+    def draw(self, logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
+        """First draws `[slot]` from `logits[slot, size]` with `uniform[slot]`."""
+        return draw(filtered_probabilities(logits, config), uniform)
+
     def draw_level(
         self,
         level: int,
@@ -81,7 +85,7 @@ class TokenHead(nn.Module):
         """One level's codes `[slot]`; the other arguments as of `sample`."""
         if level == 0 and banned is not None:
             logits = logits.masked_fill(banned, float("-inf"))
-        code = draw(filtered_probabilities(logits, config), uniform[:, 0, level])
+        code = self.draw(logits, uniform[:, 0, level], config)
         if recent is not None:
             code = repetition_aware(code, logits, recent[:, level], uniform[:, 1, level], config, self.vocab)
         return code if empty is None else code.masked_fill(empty[:, level], self.empty)
