@@ -48,6 +48,9 @@ utterances of ten speakers), those with a third of the words wrong 0.17 to 0.57,
 ALIGN_RATE = 50
 LEAD = 8
 """Frames of silence before a sentence that count as its beginning."""
+BORDER = 1
+"""Frames on either side of the words that are drawn anew with them: sounds run into each other, and the aligner may be
+off by as much."""
 AROUND = 50
 """Frames on either side of a gap that are decoded with it."""
 
@@ -174,7 +177,7 @@ class Editor:
             trusted: alignment score below which the transcript is taken to be of something else.
 
         Raises:
-            BadInput: words that are not in the transcript (or stand there more than once), changes that overlap, a
+            BadInput: words that are not in the transcript (or stand there more than once), changes that touch, a
                 transcript that is not that of the recording.
         """
         speaker = self._speaker(voice)
@@ -186,8 +189,8 @@ class Editor:
             place = _found(sentences, change)
             filled.append(self._fill(sentences, place, change, latents, _How(speaker, seed + number, temperature)))
         filled.sort(key=lambda f: f.begin)
-        if any(a.over > b.begin for a, b in pairwise(filled)):
-            raise BadInput("two changes overlap; write them as one")
+        if any(a.over >= b.begin for a, b in pairwise(filled)):
+            raise BadInput("two changes touch or overlap; write them as one")
         return self._joined(latents, filled, _rewritten(sentences, filled), score, len(audio))
 
     def _speaker(self, voice: str | None) -> int:
@@ -234,23 +237,23 @@ class Editor:
         left, right = words[first].start, words[first + count - 1].end
         begin = sentence.first + round(sentence.edges[left + 1])
         over = max(begin + 1, sentence.first + round(sentence.edges[right + 1]))
-        if not change.new:
-            return _Filled(change, begin, over, latents[:0], place.sentence, chars)
-        new, starts = self._new_phones(text, first, len(words) - first - count)
+        new, starts = self._new_phones(text, first, len(words) - first - count) if change.new else ((), [])
         phones = (*old.phones[:left], *new, *old.phones[right:])
         kept = {w.start for w in words[:first]} | {w.start + len(new) - (right - left) for w in words[first + count :]}
         features = phone_features(phones, kept | {left + s for s in starts})
         inner = self._lengths(features, sentence.edges, left, len(new), how.voice)
-        frames = max(1, round(sum(inner)))
+        frames = max(1, round(sum(inner))) if new else 0
         edges = [*sentence.edges[: left + 1], float(begin - sentence.first)]
         edges += [edges[-1] + n * frames / sum(inner) for n in accumulate(inner)]
         moved = edges[-1] - (over - sentence.first)
         edges += [e + moved for e in sentence.edges[right + 2 :]]
         lengths = tuple(max(0.0, b - a) for a, b in pairwise(edges))
+        low, high = max(sentence.first, begin - BORDER), min(sentence.end, over + BORDER)
         room = self.lm.config.backbone.slack // 2  # of the sentence's sound on either side
-        before, after = latents[max(sentence.first, begin - room) : begin], latents[over : sentence.end][:room]
-        gap = Gap(lengths, begin - sentence.first, frames, before, after)
-        return _Filled(change, begin, over, self._drawn(features, how, gap), place.sentence, chars)
+        before, after = latents[max(sentence.first, low - room) : low], latents[high : sentence.end][:room]
+        gap = Gap(lengths, low - sentence.first, (begin - low) + frames + (high - over), before, after)
+        drawn = self._drawn(features, how, gap) if gap.frames and phones else latents[:0]
+        return _Filled(change, low, high, drawn, place.sentence, chars)
 
     def _new_phones(self, text: str, before: int, after: int) -> tuple[tuple[str, ...], list[int]]:
         """Phones of the words that a changed sentence has between its first `before` and last `after`, and where among
@@ -305,9 +308,9 @@ class Editor:
             if len(fill.latents):
                 first = max(0, fill.begin - AROUND)
                 near = [latents[first : fill.begin], fill.latents, latents[fill.over : fill.over + AROUND]]
-                sound, skipped = self._decoded(torch.cat(near)), begin - first * frame
-                enter = _agreeing(whole, begin, sound, skipped, rate)
-                leave = _agreeing(whole, over, sound, skipped + len(fill.latents) * frame, rate)
+                sound, longer = self._decoded(torch.cat(near)), (len(fill.latents) - fill.over + fill.begin) * frame
+                enter = _agreeing(whole, begin, sound, begin - first * frame, rate)
+                leave = _agreeing(whole, over, sound, over - first * frame + longer, rate)
                 inner = [_blend(whole, begin, sound, enter, half), sound[enter + half : leave - half]]
                 inner.append(_blend(sound, leave, whole, over, half))
             else:

@@ -64,8 +64,8 @@ class _Network(nn.Module):
         super().__init__()
         self.model, self.fake, self.options = model, deepcopy(model), options
         self._teacher = [deepcopy(model).eval().requires_grad_(False)]
-        for network in (self.model, self.fake):  # lengths are the teacher's
-            for part in (network.lengths, network.pace):
+        for network in (self.model, self.fake):  # lengths are the teacher's, and what they are read from
+            for part in (network.lengths, network.pace, network.phones):
                 part.requires_grad_(False)
 
     def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
