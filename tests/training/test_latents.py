@@ -158,6 +158,8 @@ def test_a_student_comes_nearer_to_its_teachers_end_points(pack: Pack, codec: Pa
         losses.append(float(out["regression"].detach()))
     assert np.mean(losses[-6:]) < 0.5 * losses[0]
     assert all(torch.equal(p, before[name]) for name, p in task.network._teacher[0].named_parameters())
+    same = [name for name, p in task.model.named_parameters() if torch.equal(p, before[name])]
+    assert {name.split(".")[0] for name in same} >= {"phones", "lengths", "pace"}  # it speaks as long as its teacher
 
 
 def test_a_student_needs_a_teacher(pack: Pack, codec: Path) -> None:
