@@ -322,13 +322,13 @@ class Ardit(StreamingModule):
 
     def _draw(self, group: Mapping[int, ArditChunk], steps: int, state: State) -> Tensor:
         """One block of each slot, normalised `[slot, block, dim]`, by Euler steps; then the cache takes it."""
-        config, cache = self.config, state.child("backbone")
+        cache, length = state.child("backbone"), next(iter(group.values())).length
         rows, places, voice = self._gathered(group, state.batch)
         seed, first = torch.zeros(2, state.batch, dtype=torch.long, device=rows.device)
         warmth = torch.zeros(state.batch, device=rows.device)
         for slot, chunk in group.items():
             seed[slot], first[slot], warmth[slot] = chunk.seed, chunk.first, chunk.sampling.temperature
-        x = frame_noise(seed, first, config.block, config.dim).transpose(1, 2) * warmth[:, None, None]
+        x = frame_noise(seed, first, length, self.config.dim).transpose(1, 2) * warmth[:, None, None]
         here = cache["position"].clone()
 
         def run(x: Tensor, how: Tensor) -> Tensor:
@@ -340,4 +340,4 @@ class Ardit(StreamingModule):
             cache.update("position", here)  # what was written is overwritten
             x = x + (after - now) / (1 - now) * (clean - x)
         run(x, self.segment.weight[1])
-        return x
+        return F.pad(x, (0, 0, 0, self.config.block - length))  # the last block may be shorter

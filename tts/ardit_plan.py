@@ -163,10 +163,9 @@ class ArditPlan:
             spans = [torch.arange(gap.first - len(gap.before), gap.first), torch.arange(over, over + len(gap.after))]
             rows, places = self._told(torch.cat(spans))
             return self._chunk("known", rows, places, latents=torch.cat([gap.before, gap.after]))
-        first = self.made + (0 if self.gap is None else self.gap.first)
-        # The last block may reach past the end: those frames repeat the last one's place, and are not handed out.
-        end = (0 if self.gap is None else self.gap.first) + self.frames
-        span = torch.arange(first, first + self.block).clamp(max=end - 1)
+        before = 0 if self.gap is None else self.gap.first
+        first = before + self.made
+        span = torch.arange(first, min(first + self.block, before + self.frames))
         return self._chunk("block", *self._told(span), seed=self.request.seed, first=first)
 
     def commit(self, codes: Tensor, readout: list[float]) -> Frame | None:

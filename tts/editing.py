@@ -37,7 +37,7 @@ from .synthesizer import load_lm
 from .text import Frontend, Utterance, WordSpan
 from .voices import unknown_voice
 
-__all__ = ["MARGIN", "TRUSTED", "Change", "Edited", "Editor", "Span", "parse_change"]
+__all__ = ["BORDER", "MARGIN", "TRUSTED", "Change", "Edited", "Editor", "Span", "parse_change"]
 
 MARGIN = 0.02
 """Seconds on either side of a gap in which samples may differ: the cross-fade, and the search for its place."""
@@ -48,7 +48,7 @@ utterances of ten speakers), those with a third of the words wrong 0.17 to 0.57,
 ALIGN_RATE = 50
 LEAD = 8
 """Frames of silence before a sentence that count as its beginning."""
-BORDER = 1
+BORDER = 2
 """Frames on either side of the words that are drawn anew with them: sounds run into each other, and the aligner may be
 off by as much."""
 AROUND = 50
