@@ -51,6 +51,8 @@ LEAD = 8
 BORDER = 2
 """Frames on either side of the words that are drawn anew with them: sounds run into each other, and the aligner may be
 off by as much."""
+MOST = 64
+"""Candidates of a gap."""
 AROUND = 50
 """Frames on either side of a gap that are decoded with it."""
 
@@ -136,6 +138,7 @@ class _How:
     voice: int
     seed: int
     temperature: float
+    candidates: int
 
 
 class Editor:
@@ -166,6 +169,7 @@ class Editor:
         voice: str | None = None,
         seed: int = 0,
         temperature: float = 0.8,
+        candidates: int = 4,
         trusted: float = TRUSTED,
     ) -> Edited:
         """Makes the changes.
@@ -174,12 +178,16 @@ class Editor:
             audio: mono, float32 `[n]` at the codec's rate. transcript: what is said in it, as it is written.
             voice: a speaker that the model was trained with, where the recording is of one; by default it has only
                 the sound around the gap to go by.
+            candidates: how many are drawn of every gap; the one that the aligner reads best is taken (the paper draws
+                eight and takes what fits the next block best).
             trusted: alignment score below which the transcript is taken to be of something else.
 
         Raises:
             BadInput: words that are not in the transcript (or stand there more than once), changes that touch, a
                 transcript that is not that of the recording.
         """
+        if not 1 <= candidates <= MOST:
+            raise BadInput(f"between 1 and {MOST} candidates are possible, not {candidates}")
         speaker = self._speaker(voice)
         wave = torch.from_numpy(np.ascontiguousarray(audio, np.float32))[None, None]
         sentences, score = self._aligned(wave, transcript, trusted)
@@ -187,7 +195,11 @@ class Editor:
         filled = []
         for number, change in enumerate(changes):
             place = _found(sentences, change)
-            filled.append(self._fill(sentences, place, change, latents, _How(speaker, seed + number, temperature)))
+            filled.append(
+                self._fill(
+                    sentences, place, change, latents, _How(speaker, seed + MOST * number, temperature, candidates)
+                )
+            )
         filled.sort(key=lambda f: f.begin)
         if any(a.over >= b.begin for a, b in pairwise(filled)):
             raise BadInput("two changes touch or overlap; write them as one")
@@ -252,8 +264,16 @@ class Editor:
         room = self.lm.config.backbone.slack // 2  # of the sentence's sound on either side
         before, after = latents[max(sentence.first, low - room) : low], latents[high : sentence.end][:room]
         gap = Gap(lengths, low - sentence.first, (begin - low) + frames + (high - over), before, after)
-        drawn = self._drawn(features, how, gap) if gap.frames and phones else latents[:0]
-        return _Filled(change, low, high, drawn, place.sentence, chars)
+        drawn = self._drawn(features, how, gap) if gap.frames and phones else [latents[:0]]
+        sides = latents[sentence.first : low], latents[high : sentence.end]
+        best = max(drawn, key=lambda new: self._likeness(sides, new, phones)) if len(drawn) > 1 else drawn[0]
+        return _Filled(change, low, high, best, place.sentence, chars)
+
+    def _likeness(self, sides: tuple[Tensor, Tensor], new: Tensor, phones: Sequence[str]) -> float:
+        """How well the aligner finds the new words in the sentence."""
+        sound = self._decoded(torch.cat([sides[0], new, sides[1]]))
+        found = align(self.aligner, torch.from_numpy(sound)[None, None], phones)
+        return 0.0 if found is None else found.score
 
     def _new_phones(self, text: str, before: int, after: int) -> tuple[tuple[str, ...], list[int]]:
         """Phones of the words that a changed sentence has between its first `before` and last `after`, and where among
@@ -284,15 +304,17 @@ class Editor:
         pace = min(1.6, max(0.6, took / usual)) if usual else 1.0
         return [n * pace for n in expected[left + 1 : left + 1 + new]]
 
-    def _drawn(self, features: PhoneFeatures, how: _How, gap: Gap) -> Tensor:
-        sampling = SamplingConfig(temperature=how.temperature)
-        request = _Infill(features, voice=how.voice, seed=how.seed, sampling=sampling, gap=gap)
-        generation = Generation(self.lm)
-        plan = generation.join(0, request)
-        frames = []
-        while not plan.done:
-            frames += [frame.codes for frame in generation.tick().values()]
-        return torch.stack(frames)
+    def _drawn(self, features: PhoneFeatures, how: _How, gap: Gap) -> list[Tensor]:
+        """Latents `[frame, dim]` for a gap, several times."""
+        sampling, generation = SamplingConfig(temperature=how.temperature), Generation(self.lm, how.candidates)
+        for slot in range(how.candidates):
+            request = _Infill(features, voice=how.voice, seed=how.seed + slot, sampling=sampling, gap=gap)
+            generation.join(slot, request)
+        frames: list[list[Tensor]] = [[] for _ in range(how.candidates)]
+        while not all(plan.done for plan in generation.plans):
+            for slot, frame in generation.tick().items():
+                frames[slot].append(frame.codes)
+        return [torch.stack(rows) for rows in frames]
 
     # -- sound --------------------------------------------------------------------------------------------------------
     def _decoded(self, latents: Tensor) -> np.ndarray:

@@ -34,6 +34,9 @@ def edit(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same audio.")] = 0,
     temperature: Annotated[float, typer.Option("--temperature", min=0, max=2, help="Factor on the noise.")] = 0.8,
+    candidates: Annotated[
+        int, typer.Option("--candidates", min=1, max=64, help="Drawn of every gap; the one best understood is taken.")
+    ] = 4,
     timestamps: Annotated[Path | None, typer.Option("--timestamps", help="Write what changed where, as JSON.")] = None,
     threads: THREADS = 1,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on the terminal.")] = False,
@@ -56,7 +59,7 @@ def edit(
     if len(audio) > LONGEST * rate:
         raise BadInput(f"{source} lasts {len(audio) / rate:.0f} s; at most {LONGEST:g} s are taken: cut out the part")
     started = time.perf_counter()
-    edited = editor.edit(audio, said, changes, voice=voice, seed=seed, temperature=temperature)
+    edited = editor.edit(audio, said, changes, voice=voice, seed=seed, temperature=temperature, candidates=candidates)
     with AudioWriter(output, rate) as writer:
         writer.write(edited.samples)
     if timestamps is not None:

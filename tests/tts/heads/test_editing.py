@@ -72,13 +72,38 @@ def test_the_same_seed_says_the_same(editor: Editor, recording: np.ndarray) -> N
     assert not np.array_equal(one, other)
 
 
+def test_the_candidate_that_is_understood_best_is_taken(editor: Editor, recording: np.ndarray) -> None:
+    change = [Change("red book", "little blue cup")]
+    scores, likeness = [], editor._likeness
+
+    def kept(*arguments: Any) -> float:
+        scores.append(likeness(*arguments))
+        return scores[-1]
+
+    editor._likeness = kept  # type: ignore[method-assign]
+    try:
+        best = editor.edit(recording, TEXT, change, trusted=0.0, candidates=3, seed=5)
+    finally:
+        editor._likeness = likeness  # type: ignore[method-assign]
+    assert len(set(scores)) == 3
+    alone = [editor.edit(recording, TEXT, change, trusted=0.0, candidates=1, seed=5 + i).samples for i in range(3)]
+    place = scores.index(max(scores))
+    # Each candidate is what it would be alone, up to the rounding of a larger batch.
+    same = [one.shape == best.samples.shape and np.allclose(best.samples, one, atol=1e-3) for one in alone]
+    assert same.index(True) == place
+    with pytest.raises(BadInput, match="candidates"):
+        editor.edit(recording, TEXT, change, candidates=0)
+
+
 def test_several_changes_and_cuts(editor: Editor, recording: np.ndarray) -> None:
     changes = [Change("read it to", "sing"), Change("red", "")]
     edited = editor.edit(recording, TEXT, changes, trusted=0.0)
     assert edited.transcript == "Bring the book to me. I will sing the two of you."
     assert [s.change.old for s in edited.spans] == ["red", "read it to"]
     gone, whole = edited.spans[0], edited.resynthesis
-    assert gone.new[1] - gone.new[0] == pytest.approx(2 * BORDER / 25, abs=MARGIN)  # what was on both sides, joined anew
+    assert gone.new[1] - gone.new[0] == pytest.approx(
+        2 * BORDER / 25, abs=MARGIN
+    )  # what was on both sides, joined anew
     first = int((gone.old[0] - MARGIN) * edited.sample_rate)
     assert np.array_equal(edited.samples[:first], whole[:first])
 
