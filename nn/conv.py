@@ -19,6 +19,11 @@ FEW = 32
 """Outputs of a channel (times the batch) up to which a depthwise convolution on a CPU is cheaper as a product."""
 
 
+def _exporting() -> bool:
+    """Graphs for other runtimes hold convolutions, for inputs of any length and batch."""
+    return torch.onnx.is_in_onnx_export()
+
+
 class CausalConv1d(StreamingModule):
     """Convolution whose output t depends on inputs up to `(t + 1) * stride - 1`.
 
@@ -68,7 +73,7 @@ class CausalConv1d(StreamingModule):
         conv, kernel = self.conv, self.conv.kernel_size[0]
         few = len(x) * (x.shape[-1] - kernel + 1) <= FEW and x.device.type == "cpu"
         plain = conv.groups == conv.in_channels == conv.out_channels and self.stride == conv.dilation[0] == 1
-        if not few or not plain or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if not few or not plain or torch.is_grad_enabled() or torch.compiler.is_compiling() or _exporting():
             return conv(x)
         y = (x.unfold(-1, kernel, 1) @ conv.weight.transpose(1, 2))[..., 0]
         return y if conv.bias is None else y + conv.bias[:, None]
