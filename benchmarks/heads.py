@@ -124,10 +124,11 @@ def picture(folders: list[str], path: Path, seed: int) -> None:
     figure = Figure(figsize=(8, 1.6 * len(folders) + 0.3), layout="constrained")
     FigureCanvasAgg(figure)
     for row, folder in enumerate(folders):
-        speech = load_synthesizer(folder).say(SENTENCE, seed=seed)
-        mel = LogMel(speech.sample_rate, 960, 240, 100)(torch.from_numpy(np.array(speech.samples))[None, None])[0]
-        axes = figure.add_subplot(len(folders), 1, row + 1)
-        length = len(speech.samples) / speech.sample_rate
+        synthesizer = load_synthesizer(folder)
+        rate, spoken = synthesizer.sample_rate, synthesizer.say(SENTENCE, seed=seed)
+        samples = spoken if isinstance(spoken, np.ndarray) else spoken.samples
+        mel = LogMel(rate, 960, 240, 100)(torch.from_numpy(np.array(samples))[None, None])[0]
+        axes, length = figure.add_subplot(len(folders), 1, row + 1), len(samples) / rate
         axes.imshow(mel.numpy(), origin="lower", aspect="auto", cmap="magma", extent=(0, length, 0, 100))
         axes.set_title(f"{Path(folder).name}: {length:.1f} s", fontsize=8, loc="left")
         axes.set_yticks([])

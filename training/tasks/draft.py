@@ -131,11 +131,12 @@ def _inner(recipe: Recipe, options: Options, target: SpeechLM | TokenLM) -> Toke
         own["speakers"] = bool(target.config.voices)
     make = TokenLMTask if isinstance(target, TokenLM) else LMTask
     inner: Any = make(recipe.model_copy(update={"model": model, "options": own, "init": None}))
-    known = inner.voice_ids if isinstance(inner, TokenLMTask) else inner.settings.voices
+    named = isinstance(target, TokenLM)  # the other task takes its voices from its settings
+    known = inner.voice_ids if named else inner.settings.voices
     if unknown := sorted(set(known) - set(target.config.voices)):
         raise ConfigError(f"the packs have voices that the target does not know: {', '.join(unknown)}")
     inner.settings, inner.model = target.config, target
-    if isinstance(inner, TokenLMTask):  # the other takes them from its settings
+    if named:
         inner.voice_ids = {voice: i for i, voice in enumerate(target.config.voices)}
     return inner
 
