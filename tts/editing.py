@@ -150,7 +150,7 @@ class Editor:
         self.rate = codec.sample_rate / codec.frame_size
 
     @classmethod
-    def load(cls, name: str = "ardit", aligner: str = "semantic-25hz") -> Editor:
+    def load(cls, name: str = "ardit-1step", aligner: str = "semantic-25hz") -> Editor:
         """Raises MissingFile, ConfigError, CorruptFile: what is wrong with a model."""
         folder = model_folder(name)
         lm, codec = load_lm(str(folder))

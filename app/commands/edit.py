@@ -28,7 +28,7 @@ def edit(
         typer.Option("--replace", "-r", help='"old words=>new words"; nothing after the arrow cuts out. Repeatable.'),
     ],
     output: Annotated[str | None, typer.Option("--output", "-o", help='Audio file, or "-" for stdout.')] = None,
-    model: Annotated[str, typer.Option("--model", help="A model that fills gaps, by name or folder.")] = "ardit",
+    model: Annotated[str, typer.Option("--model", help="A model that fills gaps, by name or folder.")] = "ardit-1step",
     voice: Annotated[
         str | None, typer.Option("--voice", help="Speaker of the model's, where the recording is of one.")
     ] = None,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def edit(
     cases: Annotated[Path, typer.Argument(help='JSONL: "audio", "transcript", "old", "new", perhaps "voice".')],
     asr: Annotated[str, typer.Option("--asr", help="faster-whisper folder or hub name.")],
-    model: Annotated[str, typer.Option("--model", help="A model that fills gaps, by name or folder.")] = "ardit",
+    model: Annotated[str, typer.Option("--model", help="A model that fills gaps, by name or folder.")] = "ardit-1step",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Also write the table (.md), or all of it (.json).")
     ] = None,
