@@ -65,7 +65,7 @@ def test_without_a_duplex_model_it_says_so_and_speaks_what_is_typed(
     page.click("#start")
     page.wait_for_selector("#status.error")
     assert "No duplex model" in page.inner_text("#status")
-    assert "recipes/duplex-cpu.yaml" in page.inner_text("#status")
+    assert "--model quaver-duplex" in page.inner_text("#status")
     page.get_by_label("Text to be spoken").fill("Hello world.")
     page.click("#say")
     page.wait_for_function("() => quaverLive()?.responses === 1")
