@@ -220,7 +220,7 @@ def fit_tables(
     return EntropyTables(_quantized(counts, smoothing), classes)
 
 
-def classes_of(vectors: np.ndarray, count: int = 16) -> np.ndarray:
+def classes_of(vectors: np.ndarray, count: int = 12) -> np.ndarray:
     """Groups the codes of each level by their vectors `[codebook, vocab, dim]` (k-means): uint8 `[codebook, vocab]`."""
     levels, vocab = vectors.shape[:2]
     classes, rng = np.zeros((levels, vocab), np.uint8), np.random.default_rng(0)
