@@ -14,14 +14,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..codecs.base import Codec
-from ..codecs.loading import load_codec, load_semantic, model_folder
+from ..codecs.loading import load_semantic, model_folder
 from ..codecs.semantic import SemanticTokenizer
 from ..errors import BadInput, ConfigError
 from .alignment import Alignment, align
@@ -33,7 +32,7 @@ from .lm import PhoneFeatures, phone_features
 from .phones import PHONES, is_pause
 from .pointer_plan import Request
 from .sampling import SamplingConfig
-from .synthesizer import load_lm
+from .synthesizer import codec_of, load_lm
 from .text import Frontend, Utterance, WordSpan
 from .voices import unknown_voice
 
@@ -156,8 +155,7 @@ class Editor:
         lm, codec = load_lm(str(folder))
         if not isinstance(lm, Ardit):
             raise ConfigError(f"{folder} cannot fill gaps; editing needs a model of the kind ardit")
-        local = folder.parent / Path(codec).name
-        return cls(lm, load_codec(str(local) if (local / "config.json").exists() else codec), load_semantic(aligner))
+        return cls(lm, codec_of(folder, codec), load_semantic(aligner))
 
     @torch.inference_mode()
     def edit(

@@ -81,6 +81,12 @@ def load_lm(name: str) -> tuple[SpeechLM | Ardit, str]:
     return lm.eval(), codec
 
 
+def codec_of(folder: Path, codec: str) -> Codec:
+    """The codec that a model's configuration names: the one of that name beside its folder, or else by that name."""
+    local = folder.parent / Path(codec).name
+    return load_codec(str(local) if (local / "config.json").exists() else codec)
+
+
 def load_synthesizer(name: str = "default") -> Synthesizer | TokenSynthesizer:
     """A model that speaks, of whichever kind: a pointer voice, or a token language model with its flow or codec.
 
@@ -130,8 +136,7 @@ class Synthesizer:
         else:
             names = lm.config.voices
             settings = VoiceSettings(names={v: v for v in names}, default=names[0])
-        local = folder.parent / Path(codec).name
-        spoken = grouped(load_codec(str(local) if (local / "config.json").exists() else codec), lm.config.group)
+        spoken = grouped(codec_of(folder, codec), lm.config.group)
         if packed:
             pack_linears(lm)
             pack_linears(spoken)

@@ -11,7 +11,7 @@ import typer
 
 from ...errors import BadInput
 from ..files import STDIO, check_writable
-from .voice import THREADS, transcript_of
+from .voice import THREADS, mono, transcript_of
 
 if TYPE_CHECKING:
     from ...tts.editing import Edited
@@ -43,7 +43,7 @@ def edit(
 ) -> None:
     """Say other words in a recording, in its voice. The rest stays as the codec gives it back, sample by sample."""
     from ...tts.editing import Editor, parse_change
-    from ..audio import AudioWriter, check_format, read_audio
+    from ..audio import AudioWriter, check_format
     from ..runtime import use_threads
 
     if output is None:
@@ -55,7 +55,7 @@ def edit(
     use_threads(threads)
     editor = Editor.load(model)
     rate = editor.codec.sample_rate
-    audio = read_audio(source, rate)[0].mean(0)
+    audio = mono(source, rate)
     if len(audio) > LONGEST * rate:
         raise BadInput(f"{source} lasts {len(audio) / rate:.0f} s; at most {LONGEST:g} s are taken: cut out the part")
     started = time.perf_counter()

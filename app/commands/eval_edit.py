@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..files import check_readable, check_writable
+from .voice import mono
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,13 +32,13 @@ def edit(
     from ...evaluation.editing import as_json, read_cases, run_cases, summary
     from ...evaluation.judges import Judges
     from ...tts.editing import Editor
-    from ..audio import AudioWriter, read_audio
+    from ..audio import AudioWriter
     from ..runtime import use_threads
 
     use_threads(threads)
 
     def read(path: Path, rate: int) -> np.ndarray:
-        return read_audio(str(path), rate)[0].mean(0)
+        return mono(str(path), rate)
 
     def keep(number: int, samples: np.ndarray, rate: int) -> None:
         assert audio_dir is not None

@@ -50,7 +50,7 @@ def create(
     said = transcript_of(text)
     _check_length(reference)
     sound = _sound(model, vocoder, threads)
-    voice = sound.describe(_mono(reference, sound.sample_rate), name=name or output.stem, text=said)
+    voice = sound.describe(mono(reference, sound.sample_rate), name=name or output.stem, text=said)
     with replacing(output) as file:
         file.write(dump_voice(voice))
     if not quiet:
@@ -94,7 +94,7 @@ def convert(
     wanted = load_voice(voice) if voice.endswith(SUFFIX) else voice
     sound = _sound(model, vocoder, threads)
     started = time.perf_counter()
-    pieces = sound.convert(_mono(source, sound.sample_rate), wanted, seed=seed)
+    pieces = sound.convert(mono(source, sound.sample_rate), wanted, seed=seed)
     with AudioWriter(output, sound.sample_rate) as writer:
         for piece in pieces:
             writer.write(piece)
@@ -115,7 +115,7 @@ def _sound(model: str, vocoder: str | None, threads: int) -> FlowSound:
     return load_sound(model, vocoder)
 
 
-def _mono(source: str, sample_rate: int) -> np.ndarray:
+def mono(source: str, sample_rate: int) -> np.ndarray:
     """float32 `[n]`: all channels mixed, resampled."""
     from ..audio import read_audio
 
