@@ -22,6 +22,7 @@ from quaver.tts.sampling import SamplingConfig
 from quaver.tts.synthesizer import Synthesizer, VoiceSettings
 
 from ...laws import TOLERANCE, few, randn, randomised
+from .asking import answer
 
 CONFIG: dict[str, Any] = {
     "dim": 6,
@@ -46,17 +47,6 @@ def tiny(**changes: Any) -> Ardit:
 def request(seed: int = 3, temperature: float = 1.0, phones: tuple[str, ...] = PHONES, **more: Any) -> Request:
     sampling = SamplingConfig(temperature=temperature)
     return Request(phone_features(phones, {0}), voice=1, seed=seed, sampling=sampling, **more)
-
-
-def answer(generation: Generation, slot: int, wanted: Request, neighbours: dict[int, Request]) -> list[Frame]:
-    for place, other in neighbours.items():
-        generation.join(place, other)
-    plan, frames = generation.join(slot, wanted), []
-    while not plan.done:
-        frame = generation.tick().get(slot)
-        if frame is not None:
-            frames.append(frame)
-    return frames
 
 
 def latents(frames: list[Frame]) -> Tensor:

@@ -21,6 +21,7 @@ from quaver.tts.synthesizer import Synthesizer, VoiceSettings
 
 from ...laws import TOLERANCE, randn, randomised
 from ..conftest import tiny_lm
+from . import asking
 
 Kind = Literal["melle", "gaussian", "flow"]
 KINDS: tuple[Kind, ...] = ("melle", "gaussian", "flow")
@@ -39,14 +40,7 @@ def request(seed: int = 3, temperature: float = 1.0, phones: tuple[str, ...] = P
 
 
 def answer(generation: Generation, slot: int, wanted: Request, neighbours: dict[int, Request]) -> list[Tensor]:
-    for place, other in neighbours.items():
-        generation.join(place, other)
-    plan, frames = generation.join(slot, wanted), []
-    while not plan.done:
-        frame = generation.tick().get(slot)
-        if frame is not None:
-            frames.append(frame.codes)
-    return frames
+    return [frame.codes for frame in asking.answer(generation, slot, wanted, neighbours)]
 
 
 # -- maths ------------------------------------------------------------------------------------------------------------
