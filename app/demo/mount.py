@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from typing import Any
 
@@ -90,6 +91,7 @@ def add_demo(
     def figures(model: str, request: Request) -> dict[str, Any]:
         return _speculation(request.app, model)
 
+    importlib.import_module("matplotlib.pyplot")  # Gradio asks for it at the first event; a visitor would wait for it
     page = build_page(Handlers(app, CodecLab(codecs), editors or EditLab()))
     gradio.mount_gradio_app(
         app,

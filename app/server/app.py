@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio.to_thread
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
@@ -88,7 +89,8 @@ def _life(
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         metrics: Metrics = app.state.metrics
-        engine = await asyncio.to_thread(make_engine, metrics)
+        # By anyio's threads, as every file and form goes through them: what they import need not wait for a visitor.
+        engine = await anyio.to_thread.run_sync(make_engine, metrics)
         for backend in (duplex or {}).values():
             if isinstance(backend, EngineBackend):
                 backend.bind(engine)
