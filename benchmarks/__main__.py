@@ -1,92 +1,64 @@
-"""`make bench`: speed on one CPU thread, side by side with a peer. Measures time only; `quaver eval` measures quality.
+"""`python -m benchmarks` (or `quaver bench`, `make bench`): speed and memory, side by side with what else there is.
 
-EnCodec (package `encodec`, Defossez et al. 2022) runs with random weights: its cost is that of the trained model, and
-its weights need not be fetched. The bundled models run as they are.
+    python -m benchmarks --list                  # the rows
+    python -m benchmarks lm-20M codec            # some rows, or all of a table
+    python -m benchmarks --docs                  # everything, and the generated parts of docs/benchmarks.md
+    python -m benchmarks --render --docs         # only write again what was measured before
+
+Peers are installed by `make bench-peers`; a side that is not there says so, and the others go on.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
-import time
-import warnings
-from collections.abc import Callable
-from statistics import median
-from typing import Any
+from pathlib import Path
 
-import torch
-
-from quaver.codecs.loading import load_codec
 from quaver.errors import QuaverError
 
-SECONDS = 10
-REPEATS = 3
-TEXT = "The birch canoe slid on the smooth planks, and the sun went down behind the hills."
+from . import suite
+from .rows import ROWS, TABLES
+from .runner import ROOT
 
 
-def timed(call: Callable[[], Any]) -> float:
-    """Median seconds of a call, after one that warms up."""
-    call()
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return median(times)
+def main(arguments: list[str] | None = None) -> int:
+    """Returns 0, 1 if a side failed, 2 for a wrong line."""
+    options = argparse.ArgumentParser(
+        prog="quaver bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("rows", nargs="*", help="names or patterns of rows, or of a table; default: all")
+    options.add_argument("--list", action="store_true", help="the rows and what they compare")
+    options.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of what is measured")
+    options.add_argument("--threads", type=int, default=1, help="of every side")
+    options.add_argument("--quick", action="store_true", help="two rounds, no warm-up: to see whether it works")
+    options.add_argument("--render", action="store_true", help="measure nothing; write what was measured")
+    options.add_argument("--docs", action="store_true", help="write the generated parts of docs/benchmarks.md")
+    chosen = options.parse_args(arguments)
+    say = _say
+    try:
+        rows = suite.choose(chosen.rows, ROWS.values())
+        if chosen.list:
+            for row in rows:
+                say(f"{row.name:16} {TABLES[row.table].title}, {row.title}: {'; '.join(s.name for s in row.sides)}")
+            return 0
+        failed = []
+        if not chosen.render:
+            failed = suite.measure(rows, chosen.out, threads=chosen.threads, quick=chosen.quick, say=say)
+        page, image = ROOT / "docs/benchmarks.md", ROOT / "docs/images/bench.png"
+        suite.write(chosen.out, page if chosen.docs else None, image if chosen.docs else None)
+    except QuaverError as error:
+        sys.stderr.write(f"quaver: error: {error}\n")
+        return 2
+    say(f"{chosen.out / 'bench.md'}, bench.json, bench.png")
+    for line in failed:
+        sys.stderr.write(f"failed: {line}\n")
+    return 1 if failed else 0
 
 
-def row(name: str, what: str, seconds: float, audio: float) -> None:
-    sys.stdout.write(f"| {name} | {what} | {seconds:.2f} s | {audio / seconds:.1f} |\n")
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 
-def bench_native() -> None:
-    codec = load_codec()
-    audio = 0.1 * torch.randn(1, 1, SECONDS * codec.sample_rate)
-    codes, _ = codec.encode(audio)
-    row("quaver-24k", "encode", timed(lambda: codec.encode(audio)), SECONDS)
-    row("quaver-24k", "decode", timed(lambda: codec.decode(codes)), SECONDS)
-
-    def stream() -> None:
-        state = codec.init_state(1)
-        for start in range(0, codes.shape[2], 2):
-            codec.decode(codes[..., start : start + 2], state)
-
-    row("quaver-24k", "decode in chunks of 80 ms", timed(stream), SECONDS)
-
-
-def bench_encodec() -> None:
-    from encodec import EncodecModel
-
-    model = EncodecModel.encodec_model_24khz(pretrained=False).eval()
-    model.set_target_bandwidth(1.5)
-    audio = 0.1 * torch.randn(1, 1, SECONDS * 24000)
-    frames = model.encode(audio)
-    row("EnCodec 24 kHz", "encode", timed(lambda: model.encode(audio)), SECONDS)
-    row("EnCodec 24 kHz", "decode", timed(lambda: model.decode(frames)), SECONDS)
-
-
-def bench_voice() -> None:
-    from quaver.tts.synthesizer import Synthesizer
-
-    synthesizer = Synthesizer.load()
-    length = len(synthesizer.say(TEXT).samples) / synthesizer.sample_rate
-    row("bundled voice", "say", timed(lambda: synthesizer.say(TEXT)), length)
-    first = timed(lambda: next(iter(synthesizer.stream(TEXT))))
-    sys.stdout.write(f"| bundled voice | first audio | {first * 1000:.0f} ms | |\n")
-
-
-def main() -> None:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    warnings.simplefilter("ignore", FutureWarning)  # of EnCodec, about torch
-    sys.stdout.write("| system | what | time | times real time |\n|---|---|---:|---:|\n")
-    with torch.inference_mode():
-        for bench in (bench_native, bench_encodec, bench_voice):
-            try:
-                bench()
-            except QuaverError as error:
-                sys.stderr.write(f"{bench.__name__}: {error}\n")
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""The whole suite: rows chosen by name, measured one after the other, kept as they are made, and written down.
+
+What was measured stays in the output folder (`rows/NAME.json`), so that one row can be measured again, and the tables
+are built from all that is there.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from quaver.errors import BadInput
+
+from . import machine, report, runner
+from .rows import ROWS, TABLES
+from .runner import ROOT, Row
+
+
+def choose(wanted: Sequence[str], rows: Iterable[Row]) -> list[Row]:
+    """Rows whose name or table fits one of the patterns (`lm-*`, `codec`); all, if none is given.
+
+    Raises:
+        BadInput: a pattern fits nothing.
+    """
+    held = list(rows)
+    if not wanted:
+        return held
+
+    def fits(row: Row, pattern: str) -> bool:
+        return fnmatch.fnmatch(row.name, pattern) or row.table == pattern
+
+    for pattern in wanted:
+        if not any(fits(row, pattern) for row in held):
+            raise BadInput(f"no row {pattern!r}; there are {', '.join(row.name for row in held)}")
+    return [row for row in held if any(fits(row, pattern) for pattern in wanted)]
+
+
+def measure(rows: Sequence[Row], out: Path, *, threads: int, quick: bool, say: Callable[[str], None]) -> list[str]:
+    """Measures the rows into `out/rows`; returns what failed (not what is missing)."""
+    (out / "rows").mkdir(parents=True, exist_ok=True)
+    keep(
+        out / "machine.json",
+        {"described": machine.describe(ROOT), "ceilings": machine.ceilings(0.02 if quick else 0.3)},
+    )
+    failed = []
+    for row in rows:
+        say(f"{row.name} ...")
+        found = runner.run(row, threads, quick, say=say)
+        keep(out / "rows" / f"{row.name}.json", found)
+        failed += [f"{row.name}: {s['name']}: {s['error']}" for s in found["sides"] if "error" in s]
+        say(report.table(TABLES[row.table], [found], None))
+    return failed
+
+
+def keep(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def write(out: Path, page: Path | None = None, image: Path | None = None) -> None:
+    """`bench.json`, `bench.md` and `bench.png` of all rows that `out` holds, and the generated parts of `page`.
+
+    Raises:
+        BadInput: nothing was measured yet, or the page's markers are not in order.
+    """
+    stored = out / "machine.json"
+    if not stored.exists():
+        raise BadInput(f"{out} holds no measurements yet; run without --render first")
+    held = json.loads(stored.read_text(encoding="utf-8"))
+    rows = [json.loads(p.read_text(encoding="utf-8")) for name in ROWS if (p := out / "rows" / f"{name}.json").exists()]
+    parts = {"machine": report.machine(held["described"], held["ceilings"])}
+    for name, shape in TABLES.items():
+        mine = [row for row in rows if row["table"] == name]
+        if mine:
+            parts[name] = report.table(shape, mine, held["ceilings"])
+    keep(out / "bench.json", {**held, "rows": rows})
+    shown = [f"## {TABLES[name].title if name in TABLES else 'Machine'}\n\n{part}" for name, part in parts.items()]
+    (out / "bench.md").write_text("# Benchmarks\n\n" + "\n".join(shown), encoding="utf-8")
+    report.picture(rows, out / "bench.png")
+    if page is not None:
+        page.write_text(report.update(page.read_text(encoding="utf-8"), parts), encoding="utf-8")
+    if image is not None:
+        image.write_bytes((out / "bench.png").read_bytes())

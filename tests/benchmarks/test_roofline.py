@@ -1,0 +1,60 @@
+"""The arithmetic of least times, against a layer counted by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quaver.benchmarks import machine, roofline
+from quaver.benchmarks.roofline import Cost
+from quaver.nn.transformer import Transformer, TransformerConfig
+
+CEILINGS = {"read": {"1": 40e9, "32": 20e9, "256": 10e9}, "flops": 50e9}
+
+
+def test_a_block_counted_by_hand() -> None:
+    """Width 4, hidden 6, 10 places of cache, one row: 4x12 + 4x4 + 4x12 + 6x4 weights."""
+    cost = roofline.transformer(4, 1, 6, 10)
+    weights = 48 + 16 + 48 + 24
+    assert cost.read == 4 * weights + 2 * 10 * 4 * 4
+    assert cost.flops == 2 * weights + 2 * (2 * 10 * 4)
+
+
+def test_weights_are_those_of_the_network() -> None:
+    config = TransformerConfig(width=32, layers=3, heads=2, hidden=40, qk_norm=False)
+    with torch.device("meta"):
+        network = Transformer(config)
+    held = sum(p.numel() for p in network.parameters() if p.ndim == 2)
+    assert roofline.transformer(32, 3, 40, 0).read == 4 * held
+
+
+@settings(max_examples=20, deadline=None)
+@given(rows=st.integers(1, 9), slots=st.integers(1, 9), seen=st.integers(0, 99))
+def test_more_rows_read_the_weights_once_and_more_slots_their_own_caches(rows: int, slots: int, seen: int) -> None:
+    one, many = roofline.transformer(8, 2, 12, seen), roofline.transformer(8, 2, 12, seen, rows, slots)
+    none = roofline.transformer(8, 2, 12, 0)
+    assert many.flops == pytest.approx(rows * slots * one.flops)
+    assert many.read == pytest.approx(none.read + slots * (one.read - none.read))
+
+
+def test_the_larger_of_the_two_limits_counts() -> None:
+    assert roofline.least(Cost(20e6, 1e6), CEILINGS) == pytest.approx(20e6 / 20e9)
+    assert roofline.least(Cost(1e6, 5e9), CEILINGS) == pytest.approx(0.1)
+    assert roofline.share(Cost(20e6, 1e6), 4e-3, CEILINGS) == pytest.approx(0.25)
+
+
+def test_bandwidth_is_that_of_the_next_larger_buffer() -> None:
+    assert roofline.bandwidth(CEILINGS, 0.5 * 2**20) == 40e9
+    assert roofline.bandwidth(CEILINGS, 2 * 2**20) == 20e9
+    assert roofline.bandwidth(CEILINGS, 1e12) == 10e9
+
+
+def test_ceilings_and_machine_are_told() -> None:
+    found = machine.ceilings(0.001)
+    assert set(found["read"]) == {str(size) for size in machine.SIZES} == set(found["copy"])
+    assert all(rate > 0 for rate in (*found["read"].values(), *found["copy"].values(), found["flops"]))
+    described = machine.describe(machine.Path(__file__).parents[2])
+    assert described["cores"] >= 1
+    assert described["torch"] == torch.__version__
