@@ -19,6 +19,7 @@ import numpy as np
 
 from ...errors import BadInput, QuaverError
 from ..files import replacing
+from ..speculation import Speculating
 from .journal import Entry
 from .names import inside
 from .rows import Row
@@ -45,6 +46,7 @@ class SpeechWork:
         model, voice, speed, pause, temperature, codebooks: as for `quaver say`.
         suffix: of the audio files. timestamps: suffix of a table beside each (.json, .srt), or "".
         slots: rows that one worker speaks at once; another number gives other roundings.
+        speculation: how answers are drafted and verified; a fixed draft length, as no row may depend on the machine.
         asr: a recogniser that reads back what was spoken (word error rate), or None. check: read back phones.
     """
 
@@ -57,6 +59,7 @@ class SpeechWork:
     suffix: str = ".wav"
     timestamps: str = ""
     slots: int = SLOTS
+    speculation: Speculating = field(default_factory=Speculating)
     asr: str | None = None
     check_phones: bool = False
 
@@ -82,10 +85,15 @@ class SpeechWork:
         keep = ("pause", "temperature", "codebooks", "suffix", "timestamps", "slots", "asr", "check_phones")
         options = {key: getattr(self, key) for key in keep}
         speed = self.speed if row.speed is None else row.speed
+        if self.speculation.on:
+            options["speculation"] = self.speculation.fingerprint(name)
         return {**options, "voice": voice, "speed": speed, "models": model_hashes(name)}
 
     def check(self) -> None:
         model_hashes(self.name_of(Row(0, "")))
+        self.speculation.check()
+        if self.speculation.on and self.speculation.length == "auto":
+            raise BadInput("--draft-length auto measures a machine, and no row may depend on one; give a number")
         if self.asr or self.check_phones:
             from .check import Checker
 
@@ -356,6 +364,7 @@ class SpeechStation:
             synthesizer = load_synthesizer(name)
             if self.work.timestamps and not synthesizer.timed:
                 raise BadInput("this model does not know when its words sound; leave --timestamps away")
+            self.work.speculation.apply(synthesizer, name)
             timed = synthesizer.timed
             self.lanes[name] = _Slots(synthesizer, self.work.slots) if timed else _OneByOne(synthesizer)
         return self.lanes[name]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ...errors import BadInput
+from .options import DELTA, DRAFT, DRAFT_LENGTH, SPECULATE
 
 if TYPE_CHECKING:
     from ..batch.journal import Entry
@@ -70,6 +71,10 @@ def batch(
     asr: Annotated[
         str | None, typer.Option("--asr", help="With --check: faster-whisper folder or hub name (words).")
     ] = None,
+    speculate: SPECULATE = "off",
+    draft: DRAFT = None,
+    draft_length: DRAFT_LENGTH = "3",
+    delta: DELTA = 0.1,
     workers: WORKERS = None,
     slots: Annotated[int, typer.Option("--slots", min=1, max=256, help="Rows that a process speaks at once.")] = 16,
     shard_rows: SHARD_ROWS = 0,
@@ -87,6 +92,7 @@ def batch(
     from ..batch.rows import read_rows
     from ..batch.run import Job
     from ..batch.speech import SpeechWork
+    from ..speculation import Speculating
 
     if asr and not check:
         raise BadInput("--asr says who reads back; it needs --check")
@@ -100,6 +106,7 @@ def batch(
         suffix=f".{form}",
         timestamps=f".{timestamps}" if timestamps else "",
         slots=slots,
+        speculation=Speculating(rule=speculate, draft=draft, length=draft_length, delta=delta),
         asr=asr,
         check_phones=check and not asr,
     )

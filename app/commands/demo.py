@@ -9,6 +9,7 @@ import typer
 
 from ...errors import MissingExtra
 from ..models import bundled
+from .options import DELTA, DRAFT, DRAFT_LENGTH, SPECULATE
 
 
 def demo(
@@ -28,10 +29,14 @@ def demo(
     slots: Annotated[int | None, typer.Option("--slots", help="Sessions that speak at once (default: 2).")] = None,
     threads: Annotated[int | None, typer.Option("--threads", help="CPU threads of the engine (default: 1).")] = None,
     voices: Annotated[Path | None, typer.Option("--voices", help="Folder of the voices that are made.")] = None,
-    speculate: Annotated[str, typer.Option("--speculate", help="off, exact, pcg, budgeted or tolerance.")] = "off",
-    draft: Annotated[str | None, typer.Option("--draft", help="head, lookup, or a drafter's folder.")] = None,
+    speculate: SPECULATE = "off",
+    draft: DRAFT = None,
+    draft_length: DRAFT_LENGTH = "3",
+    delta: DELTA = 0.1,
 ) -> None:
     """Open the web demo: everything that `quaver serve` answers, and a page to try it with. Ctrl-C ends it."""
+    from ..speculation import Speculating
+
     flags: dict[str, Any] = {
         "host": host,
         "port": port,
@@ -40,6 +45,7 @@ def demo(
         "threads": threads,
         "voices": voices,
         "log_format": "text",
+        "speculation": Speculating(rule=speculate, draft=draft, length=draft_length, delta=delta),
     }
     try:
         from ..demo.edit_lab import EditLab
@@ -56,12 +62,5 @@ def demo(
         talking = tuple(its.name for its in bundled("duplex"))
         settings = settings.model_copy(update={"models": (*settings.models, *talking)})
 
-    def prepare(name: str, synthesizer: Any) -> None:
-        from ..speculation import speculate_with
-
-        if speculate != "off":
-            speculate_with(synthesizer, name, speculate, draft, 3, 0.1)
-            count_drafts(synthesizer)
-
     codecs, editors = tuple(codec) if codec else None, EditLab(tuple(editor) if editor else None)
-    run(settings, prepare=prepare, extend=lambda app: add_demo(app, settings, codecs, editors))
+    run(settings, prepare=count_drafts, extend=lambda app: add_demo(app, settings, codecs, editors))

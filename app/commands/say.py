@@ -13,6 +13,7 @@ import typer
 
 from ...errors import BadInput, QuaverError
 from ..files import STDIO, check_readable, check_writable, slug
+from .options import DELTA, DRAFT, DRAFT_LENGTH, SPECULATE
 
 if TYPE_CHECKING:
     from ...tts.synthesizer import AudioChunk
@@ -54,16 +55,10 @@ def say(
         int | None, typer.Option("--codebooks", help="Decode only the first so many codebooks.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same speech.")] = 0,
-    speculate: Annotated[
-        str, typer.Option("--speculate", help="off, exact, pcg, budgeted or tolerance (docs/speculation.md).")
-    ] = "off",
-    draft: Annotated[
-        str | None, typer.Option("--draft", help="Who drafts: head, lookup, or a drafter's folder.")
-    ] = None,
-    draft_length: Annotated[
-        str, typer.Option("--draft-length", help="Tokens to draft at a time, or auto: from costs measured at load.")
-    ] = "3",
-    delta: Annotated[float, typer.Option("--delta", help="Total variation a step may spend (budgeted).")] = 0.1,
+    speculate: SPECULATE = "off",
+    draft: DRAFT = None,
+    draft_length: DRAFT_LENGTH = "3",
+    delta: DELTA = 0.1,
     raw: Annotated[bool, typer.Option("--raw", help="Bare 16-bit samples instead of WAV on stdout.")] = False,
     threads: Annotated[int, typer.Option("--threads", help="CPU threads.")] = 1,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on the terminal.")] = False,
@@ -81,7 +76,7 @@ def say(
         raise BadInput("there is no text to say")
     from ...tts.synthesizer import load_synthesizer
     from ..runtime import use_threads
-    from ..speculation import speculate_with
+    from ..speculation import Speculating
 
     use_threads(threads)
     started = time.perf_counter()
@@ -103,8 +98,7 @@ def say(
         if synthesizer.timed:
             raise BadInput("this model takes no instructions; --instruct needs a token model trained for it")
         options["instruct"] = instruct
-    if speculate != "off":
-        speculate_with(synthesizer, model, speculate, draft, draft_length, delta)
+    Speculating(rule=speculate, draft=draft, length=draft_length, delta=delta).apply(synthesizer, model)
     if stream:
         options["split"] = "word"  # what listens wants to hear now; a file can wait for whole sentences
     loaded = time.perf_counter()

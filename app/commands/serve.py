@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ...errors import MissingExtra
+from .options import DELTA, DRAFT, DRAFT_LENGTH, SPECULATE
 
 app = typer.Typer(help="Serve speech over HTTP and WebSockets.", invoke_without_command=True)
 keys = typer.Typer(help="API keys: without one the server binds to loopback only.", no_args_is_help=True)
@@ -39,6 +40,10 @@ def serve(
     log_format: Annotated[str | None, typer.Option("--log-format", help="json or text.")] = None,
     log_level: Annotated[str | None, typer.Option("--log-level", help="debug, info, warning or error.")] = None,
     tracing: Annotated[bool | None, typer.Option("--tracing", help="OpenTelemetry spans.")] = None,
+    speculate: SPECULATE = "off",
+    draft: DRAFT = None,
+    draft_length: DRAFT_LENGTH = "3",
+    delta: DELTA = 0.1,
     demo: Annotated[bool, typer.Option("--demo", help="With the web demo, at /demo (loopback only).")] = False,
     config: Annotated[
         Path | None, typer.Option("--config", "-c", help="YAML file of settings; limits are set there.")
@@ -64,6 +69,10 @@ def serve(
         "log_level": log_level,
         "tracing": tracing,
     }
+    if speculate != "off":
+        from ..speculation import Speculating
+
+        flags["speculation"] = Speculating(rule=speculate, draft=draft, length=draft_length, delta=delta)
     try:
         from ..server.run import run
         from ..server.settings import read_settings

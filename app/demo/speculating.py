@@ -50,8 +50,8 @@ def drafts_of(synthesizer: Any) -> dict[str, int]:
     return {"judged": figures.judged, "kept": figures.kept} if figures is not None else {}
 
 
-def count_drafts(synthesizer: Any) -> None:
-    """Counts from now on, where the synthesizer speculates along time; elsewhere nothing happens."""
+def count_drafts(name: str, synthesizer: Any) -> None:
+    """Counts from now on, where a model that is being served speculates along time; elsewhere nothing happens."""
     loop: Any = getattr(synthesizer, "loop", None)
     if "speculation" in getattr(loop, "keywords", {}):
         synthesizer.loop = CountedLoop(loop)

@@ -144,6 +144,8 @@ def load_app(settings: ServerSettings, prepare: Callable[[str, AnySynthesizer], 
         speaking = {_name(m): load_synthesizer(m) for m in settings.models if m not in talking}
         for model in settings.models:
             its = speaking.get(_name(model))
+            if its is not None:
+                settings.speculation.apply(its, model)
             if isinstance(its, TokenSynthesizer) and (figures := offer_speculation(its, model)) is not None:
                 metrics.speculating(_name(model), figures)
             if prepare is not None and model not in talking:

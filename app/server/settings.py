@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
 from ...errors import BadInput, ConfigError, MissingFile
+from ..speculation import Speculating
 from .limits import Limits
 
 OPENAI_MODELS = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts", "gpt-realtime")
@@ -37,6 +38,7 @@ class ServerSettings(BaseSettings):
         origins: web origins besides the server's own that may use it from a browser.
         hosts: names that a client may call this server, besides loopback's, when it has no keys.
         aliases: OpenAI's model and voice names mean the first model and its default voice.
+        speculation: of every answer of every model; besides, requests may ask a model with a drafter for it.
         drain_seconds: what accepted work gets to finish after SIGTERM.
     """
 
@@ -57,6 +59,7 @@ class ServerSettings(BaseSettings):
     aliases: bool = True
     tls_certificate: Path | None = None
     tls_key: Path | None = None
+    speculation: Speculating = Speculating()
     drain_seconds: float = Field(default=30.0, ge=0)
     log_format: Literal["json", "text"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -102,14 +102,14 @@ def test_drafts_are_counted_over_all_answers_and_older_ones_are_not_forgotten() 
         return types.SimpleNamespace(figures=types.SimpleNamespace(judged=4, kept=3))
 
     voice = types.SimpleNamespace(loop=partial(generation, speculation=object()))
-    count_drafts(voice)
+    count_drafts("voice", voice)
     assert isinstance(voice.loop, CountedLoop)
     for _ in range(KEPT + 10):
         voice.loop(0)
     assert voice.loop.totals() == {"judged": 4 * (KEPT + 10), "kept": 3 * (KEPT + 10)}
     assert drafts_of(voice) == voice.loop.totals()
     plain = types.SimpleNamespace(loop=generation)
-    count_drafts(plain)
+    count_drafts("plain", plain)
     assert plain.loop is generation
     assert drafts_of(plain) == {}
 
