@@ -46,22 +46,25 @@ def _moshi(name: str, dim: int, layers: int, slots: int = 1) -> Row:
         Side("quaver, half-precision weights", f"{DUPLEX}:ours", work | {"half": True}, peers=True),
         Side("moshi, LMGen", f"{DUPLEX}:moshi", work, peers=True),
     )
-    return Row(
-        f"moshi-{name}", "moshi", f"dim {dim}, {layers} layers, {slots} slot" + "s" * (slots > 1), sides, seconds=40
-    )
+    title = f"dim {dim}, {layers} layers, {_plural(slots, 'slot')}"
+    return Row(f"moshi-{name}", "moshi", title, sides, seconds=40)
 
 
 def _codec(name: str, function: str, codec: str, peers: bool = False, **settings: Any) -> Side:
     return Side(name, f"{CODEC}:{function}", {"codec": codec, **settings}, peers)
 
 
-def _cold(name: str, function: str, peers: bool = True, **settings: Any) -> Side:
-    return Side(name, f"{START}:worker", {"target": function, "settings": settings}, peers)
+def _cold(title: str, function: str, **settings: Any) -> Side:
+    return Side(title, f"{START}:worker", {"target": function, "settings": settings}, peers=True)
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count} {what}" + "s" * (count > 1)
 
 
 SIZES = ("5M", "20M", "120M", "350M")
-LENGTHS = (5, 20, 60)
-"""Sentences of about five seconds each, times this over 5."""
+SENTENCES = (1, 4, 12)
+"""Of about five seconds each."""
 
 TABLES: dict[str, Table] = {
     table.name: table
@@ -110,8 +113,8 @@ TABLES: dict[str, Table] = {
             "speech",
             "Text to speech",
             "s a second of speech",
-            "One sentence of about five seconds, from text to the last sample (real-time factor). pocket-tts has random "
-            "weights and speaks 4 s; the others are trained. What does not stream gives its first sound with its last.",
+            "One sentence of about five seconds, from text to the last sample (real-time factor). pocket-tts has "
+            "random weights and speaks 4 s; the others are trained. What does not stream gives its first sound with its last.",
             digits=3,
             columns=(
                 Column("bytes", "model MB", 1e-6),
@@ -281,9 +284,7 @@ _ROWS = (
         "duplex",
         "frames of 40 ms",
         tuple(
-            Side(
-                f"quaver-duplex, {n} slot" + "s" * (n > 1), f"{DUPLEX}:bundled", {"slots": n, "ticks": max(2, 24 // n)}
-            )
+            Side(f"quaver-duplex, {_plural(n, 'slot')}", f"{DUPLEX}:bundled", {"slots": n, "ticks": max(2, 24 // n)})
             for n in (1, 2, 4, 8, 16, 32)
         ),
         rounds=5,
@@ -302,10 +303,7 @@ _ROWS = (
         "length",
         "length",
         "quaver-en",
-        tuple(
-            Side(f"quaver-en, {n // 5} sentence" + "s" * (n > 5), f"{SPEAK}:quaver", {"sentences": n // 5})
-            for n in LENGTHS
-        ),
+        tuple(Side(f"quaver-en, {_plural(n, 'sentence')}", f"{SPEAK}:quaver", {"sentences": n}) for n in SENTENCES),
         scale=1,
         rounds=2,
         warmup=0,

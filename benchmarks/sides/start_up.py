@@ -56,9 +56,8 @@ def worker(target: str, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 
     def call() -> dict[str, Any]:
         begun = time.perf_counter()
-        with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        ) as process:
+        pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL, **pipes) as process:
             assert process.stdout is not None
             assert process.stdin is not None
             ready = json.loads(process.stdout.readline())
