@@ -6,8 +6,8 @@ Everything in one run, in float32 on one thread; times are the process's own CPU
    tokens per call of the target, total variation, transport distance (W1 in the angle between embeddings, by linear
    programming) and the distance of the group histogram (of a partition, so that it can be seen in the output). Mixing
    and tolerance are set to the acceptance of each coarse-grained rule, so that they can be compared.
-2. `target` (--target MODEL --draft FOLDER): a trained voice with a depth or chain head: acceptance, time of its LM, and
-   phone error rate by the bundled recogniser.
+2. `target` (--target MODEL --draft FOLDER --texts FILE --limit N): a trained voice, along time or along depth
+   (`benchmarks/speculation_voice.py`): acceptance, cost, phone and word errors, DNSMOS, similarity, by rule.
 
 How fast the loops are, on targets of random weights with calibrated drafts: `benchmarks/speculation_speed.py`.
 """
@@ -17,8 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
-from quaver.tts.groups import Groups, build_groups, code_embeddings
+from quaver.tts.groups import Groups, build_groups
 from quaver.tts.sampling import SamplingConfig
 from quaver.tts.speculative import (
     Budgeted,
@@ -40,7 +39,6 @@ from quaver.tts.speculative import (
     output_law,
     total_variation,
 )
-from quaver.tts.speculative_depth import SpeculativeHead, depth_rule
 
 Row = dict[str, Any]
 SIZES = (4.0, 8.0, 16.0)
@@ -140,46 +138,6 @@ def rules(vocab: int = 256, count: int = 120, wanted: float = 0.55, transports: 
     return out
 
 
-# -- 2. a trained voice -----------------------------------------------------------------------------------------------
-TEXTS = ("The birch canoe slid on the smooth planks.", "Four hours of steady work faced us.")
-
-
-def voice(name: str, draft: str, texts: Sequence[str]) -> list[Row]:
-    from quaver.codecs.loading import load_semantic, model_folder
-    from quaver.evaluation.words import compare
-    from quaver.tts.groups import weights_hash
-    from quaver.tts.speculative_voice import load_depth_drafter
-    from quaver.tts.synthesizer import Synthesizer
-    from quaver.tts.text import is_pause, strip_stress
-
-    synthesizer = Synthesizer.load(name)
-    lm: Any = synthesizer.lm
-    head = lm.head
-    recogniser = load_semantic("semantic-25hz")
-    drafter = load_depth_drafter(draft, head, weights_hash(model_folder(name)))
-    groups = build_groups(code_embeddings(head), 8.0, control=int(getattr(head, "stops", 0)))
-    out: list[Row] = []
-    for mode in ("off", "exact", "pcg", "budgeted"):
-        rule = None if mode == "off" else depth_rule(mode, groups, 0.1)
-        lm.head = head if rule is None else SpeculativeHead(head, drafter, rule)
-        said, heard, seconds, length = [], [], 0.0, 0.0
-        for seed, text in enumerate(texts):
-            start = time.process_time()
-            speech = synthesizer.say(text, seed=seed)
-            seconds += time.process_time() - start
-            length += len(speech.samples) / speech.sample_rate
-            said += [strip_stress(p) for u in synthesizer.frontend(text) for p in u.phones if not is_pause(p)]
-            heard += [p for p in recogniser.transcribe(torch.from_numpy(speech.samples)[None, None])[0] if p != "|"]
-        row: Row = {"rule": mode, "phone_errors": 100 * compare(said, heard).rate, "phones": len(said)}
-        row["cpu_per_second"] = seconds / length
-        if rule is not None:
-            figures = lm.head.figures
-            row |= {"acceptance": figures.acceptance, "rounds": figures.rounds_per_frame}
-        out.append(row)
-    lm.head = head
-    return out
-
-
 # -- report -----------------------------------------------------------------------------------------------------------
 def table(rows: list[Row]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -211,15 +169,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/speculation"))
     parser.add_argument("--acceptance", type=float, default=0.6, help="to which drafts are calibrated")
-    parser.add_argument("--target", help="a trained voice with a depth or chain head")
+    parser.add_argument("--target", help="a trained voice: a token language model, or one with a depth or chain head")
     parser.add_argument("--draft", help="its drafter's folder")
+    parser.add_argument("--length", type=int, default=3, help="tokens to draft at a time, along time")
+    parser.add_argument("--texts", type=Path, help="sentences, one a line")
+    parser.add_argument("--limit", type=int, default=20, help="only so many of them")
+    parser.add_argument("--asr", help="faster-whisper folder, for word errors")
     wanted = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     found: Row = {"rules": rules(wanted=wanted.acceptance)}
     with torch.inference_mode():
         if wanted.target:
-            found["target"] = voice(wanted.target, wanted.draft, TEXTS)
+            from speculation_voice import TEXTS, rows
+
+            texts = wanted.texts.read_text().split("\n") if wanted.texts else TEXTS
+            texts = [text for text in texts if text.strip()][: wanted.limit]
+            found["target"] = rows(wanted.target, wanted.draft, texts, wanted.asr, wanted.length)
     wanted.out.mkdir(parents=True, exist_ok=True)
     (wanted.out / "speculation.json").write_text(json.dumps(found, indent=1) + "\n")
     text = "\n\n".join(

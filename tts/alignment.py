@@ -29,10 +29,12 @@ class Alignment:
     starts: first 50 Hz frame of `^` and of each phone, int16 `[1 + phone]`.
     score: how well the phones explain the audio, 0..1: the geometric mean of the probabilities that they are given
         where they sound, pauses left out.
+    sureness: of `^` and of each phone, float64 `[1 + phone]`: its own mean log probability where it sounds.
     """
 
     starts: np.ndarray
     score: float
+    sureness: np.ndarray
 
 
 def ctc_targets(phones: Sequence[str]) -> list[str]:
@@ -56,7 +58,16 @@ def align(model: SemanticTokenizer, audio: Tensor, phones: Sequence[str]) -> Ali
     path, scores = forced_align(log_probs.contiguous(), targets, blank=0)
     spoken = (path[0] != 0) & (path[0] != ids[PAUSE])
     score = float(scores[0][spoken].mean().exp()) if bool(spoken.any()) else 0.0
-    return Alignment(starts_of(path[0].numpy(), targets.shape[1]), score)
+    starts = starts_of(path[0].numpy(), targets.shape[1])
+    return Alignment(starts, score, _sureness(path[0].numpy(), scores[0].numpy(), targets.shape[1]))
+
+
+def _sureness(path: np.ndarray, scores: np.ndarray, count: int) -> np.ndarray:
+    """Mean log probability of each target over its own frames, blanks left out."""
+    previous = np.concatenate([[0], path[:-1]])
+    own = path != 0
+    which = np.cumsum(own & (path != previous))[own] - 1
+    return np.bincount(which, scores[own], count) / np.maximum(np.bincount(which, minlength=count), 1)
 
 
 def starts_of(path: np.ndarray, count: int) -> np.ndarray:

@@ -121,6 +121,19 @@ def test_ctc_symbols_cover_every_phone() -> None:
     assert targets[0] == targets[-1] == "|"
 
 
+def test_each_phone_says_how_surely_it_is_where_it_is() -> None:
+    torch.manual_seed(0)
+    model = SemanticTokenizer(SemanticConfig.model_validate({**MODELS["ctc"], "symbols": ctc_symbols()})).eval()
+    found = align(model, 0.1 * torch.randn(1, 1, 19_200), PHONES)
+    assert found is not None
+    assert found.sureness.shape == found.starts.shape
+    assert (found.sureness < 0).all()
+    spoken = [i + 1 for i, p in enumerate(PHONES) if not is_pause(p)]
+    # The score weighs by frames what `sureness` weighs by phones; both are means of the same log probabilities.
+    low, high = np.exp(found.sureness[spoken].min()), np.exp(found.sureness[spoken].max())
+    assert low <= found.score <= high
+
+
 def test_alignment_and_codes_are_added_for_every_utterance(pack: Pack) -> None:
     torch.manual_seed(0)
     model = SemanticTokenizer(SemanticConfig.model_validate({**MODELS["ctc"], "symbols": ctc_symbols()})).eval()
