@@ -13,7 +13,7 @@ DEV := $(VENV)/.dev
 # Small models on few cores: a second OpenMP thread costs more than it gives.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup core say test test-browser test-long lint bench train clean
+.PHONY: help setup core say test test-browser test-long lint bench bench-peers train clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -62,8 +62,14 @@ lint: $(DEV) ## ruff, pyright, import-linter
 	"$(PY)" -m pyright
 	"$(VENV)/bin/lint-imports" --no-cache
 
-bench: $(DEV) ## measure against peers (benchmarks/)
-	"$(PY)" -m benchmarks
+bench: $(DEV) ## measure speed beside the peers that are installed; rewrites docs/benchmarks.md (ROWS="lm codec": some)
+	"$(PY)" -m benchmarks $(ROWS) --docs
+
+# Their own packages over ours, so that torch and all else is the same build on both sides of a comparison.
+PEERS := $(VENV)/peers
+bench-peers: $(DEV) ## install what bench compares with, into .venv/peers
+	"$(PY)" -m venv "$(PEERS)"
+	"$(PY)" benchmarks/peers.py "$(PEERS)" "$(VENV)"
 
 train: export QUAVER_RECIPE := $(value RECIPE)
 train: $(DEV) ## RECIPE=recipes/NAME.yaml trains that recipe into runs/NAME

@@ -15,6 +15,7 @@ import typer
 from ..errors import QuaverError
 from .commands import (
     batch,
+    bench,
     chat,
     codec,
     corpus,
@@ -56,6 +57,7 @@ app.add_typer(serve.app, name="serve")
 app.add_typer(evaluation.app, name="eval")
 app.command("chat")(chat.chat)
 app.command("demo")(demo.demo)
+app.command("bench", context_settings=bench.PASSED)(bench.bench)
 corpus.app.command("dialogues")(dialogues.dialogues)
 evaluation.app.command("duplex")(eval_duplex.duplex)
 evaluation.app.command("edit")(eval_edit.edit)

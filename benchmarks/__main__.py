@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from quaver.errors import QuaverError
@@ -31,12 +32,15 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of what is measured")
     options.add_argument("--threads", type=int, default=1, help="of every side")
     options.add_argument("--quick", action="store_true", help="two rounds, no warm-up: to see whether it works")
+    options.add_argument("--rounds", type=int, help="at most so many, instead of each row's own number")
+    options.add_argument("--seconds", type=float, help="no new round after so many seconds of a row")
     options.add_argument("--render", action="store_true", help="measure nothing; write what was measured")
     options.add_argument("--docs", action="store_true", help="write the generated parts of docs/benchmarks.md")
     chosen = options.parse_args(arguments)
     say = _say
     try:
-        rows = suite.choose(chosen.rows, ROWS.values())
+        changed = {k: v for k in ("rounds", "seconds") if (v := getattr(chosen, k)) is not None}
+        rows = [replace(row, **changed) for row in suite.choose(chosen.rows, ROWS.values())]
         if chosen.list:
             for row in rows:
                 say(f"{row.name:16} {TABLES[row.table].title}, {row.title}: {'; '.join(s.name for s in row.sides)}")

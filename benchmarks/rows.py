@@ -114,7 +114,8 @@ TABLES: dict[str, Table] = {
             "Text to speech",
             "s a second of speech",
             "One sentence of about five seconds, from text to the last sample (real-time factor). pocket-tts has "
-            "random weights and speaks 4 s; the others are trained. What does not stream gives its first sound with its last.",
+            "random weights and speaks 4 s; the others are trained. What does not stream gives its first sound "
+            "with its last.",
             digits=3,
             columns=(
                 Column("bytes", "model MB", 1e-6),
@@ -269,6 +270,7 @@ _ROWS = (
         (
             Side("quaver say, quaver-en", f"{START}:quaver_say"),
             Side("quaver say, ardit-1step", f"{START}:quaver_say", {"model": "ardit-1step"}),
+            Side("Python with `import torch`, nothing else", f"{START}:torch_alone"),
             _cold("hibari-tts", "teacher", name="hibari"),
             _cold("Piper joe", "teacher", name="joe"),
             _cold("Kokoro-82M, int8", "teacher", name="kokoro"),

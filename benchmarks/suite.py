@@ -14,7 +14,7 @@ from typing import Any
 
 from quaver.errors import BadInput
 
-from . import machine, report, runner
+from . import machine, report, runner, scaling
 from .rows import ROWS, TABLES
 from .runner import ROOT, Row
 
@@ -75,11 +75,25 @@ def write(out: Path, page: Path | None = None, image: Path | None = None) -> Non
         mine = [row for row in rows if row["table"] == name]
         if mine:
             parts[name] = report.table(shape, mine, held["ceilings"])
+    if held["ceilings"] is not None:
+        parts["sizes"] = scaling.table(held["ceilings"], scaling.measured_sizes(rows))
+    parts |= imports(rows)
     keep(out / "bench.json", {**held, "rows": rows})
-    shown = [f"## {TABLES[name].title if name in TABLES else 'Machine'}\n\n{part}" for name, part in parts.items()]
+    others = {"machine": "Machine", "sizes": "Sizes, by arithmetic", "imports": "Imports"}
+    titles = others | {name: shape.title for name, shape in TABLES.items()}
+    shown = [f"## {titles[name]}\n\n{part}" for name, part in parts.items()]
     (out / "bench.md").write_text("# Benchmarks\n\n" + "\n".join(shown), encoding="utf-8")
     report.picture(rows, out / "bench.png")
     if page is not None:
         page.write_text(report.update(page.read_text(encoding="utf-8"), parts), encoding="utf-8")
     if image is not None:
         image.write_bytes((out / "bench.png").read_bytes())
+
+
+def imports(rows: Sequence[runner.Sample]) -> dict[str, str]:
+    """The dearest imports of `quaver say`, from the row `start`."""
+    infos = [side["info"]["imports"] for row in rows for side in row["sides"] if "imports" in side.get("info", {})]
+    if not infos:
+        return {}
+    lines = ["| module | ms of itself |", "|---|--:|", *(f"| `{name}` | {took:.0f} |" for name, took in infos[0])]
+    return {"imports": "\n".join(lines) + "\n"}

@@ -50,6 +50,23 @@ def quaver_say(model: str = "default", text: str = TEXT) -> tuple[Any, dict[str,
     return call, {"imports": slowest_imports(command[0], command[2:])}
 
 
+def torch_alone() -> tuple[Any, dict[str, Any]]:
+    """`import torch` and nothing else: what everything that runs on torch begins with."""
+    command = [sys.executable, "-c", "import torch; print(1, flush=True); input()"]
+
+    def call() -> dict[str, Any]:
+        begun = time.perf_counter()
+        pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL, **pipes) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            found = {"wall": time.perf_counter() - begun, "cpu": spent(process.pid), "peak": held(process.pid)}
+            process.communicate(b"\n")
+        return found
+
+    return call, {}
+
+
 def worker(target: str, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Another system's side of `speaking.py`, in a fresh process of this environment: until its first samples."""
     command = [sys.executable, str(HERE.parent / "worker.py"), f"{HERE / 'speaking.py'}:{target}", json.dumps(settings)]
