@@ -181,6 +181,22 @@ def test_the_heads_read_stored_latents_or_the_audio(pack: Pack, codec: Path) -> 
     assert bool(losses["loss"].isfinite())
 
 
+def test_another_head_begins_with_a_trained_body(pack: Pack, codec: Path, tmp_path: Path) -> None:
+    add_codes(pack, load_codec(str(codec)), codec.name)
+    first = recipe("latent_lm", pack, codec, LM, options={"normalise": True})
+    Trainer(build_task(first), first, tmp_path / "kalle", resume=False).run()
+    trained = load_file(tmp_path / "kalle" / "model.safetensors")
+    options = {"normalise": True, "body": str(tmp_path / "kalle")}
+    task: Any = build_task(recipe("latent_lm", pack, codec, {**LM, "head": "melle"}, options=options))
+    own = task.model.state_dict()
+    assert all(torch.equal(x, own[key]) for key, x in trained.items() if not key.startswith("head."))
+    assert torch.equal(own["head.scale"], trained["head.scale"])
+    assert task.network(task.batch(np.random.default_rng(0), 0), 0)["loss"].isfinite()
+    wide = {**LM, "backbone": {**BACKBONE, "width": 12}}
+    with pytest.raises(ConfigError, match=r"options\.body.*the same backbone"):
+        build_task(recipe("latent_lm", pack, codec, wide, options=options))
+
+
 @pytest.mark.parametrize(("head", "stop"), [("gaussian", "distance"), ("gaussian", "logit"), ("melle", "logit")])
 def test_a_stop_rule_is_learnt(pack: Pack, codec: Path, head: str, stop: str) -> None:
     add_codes(pack, load_codec(str(codec)), codec.name)
