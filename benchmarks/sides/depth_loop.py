@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 LEVELS, VOCAB, BACKBONE = 8, 1024, 512
-DEPTH: dict[str, int] = {"width": 256, "layers": 4, "heads": 4, "hidden": 688}
+DEPTH: dict[str, Any] = {"width": 256, "layers": 4, "heads": 4, "hidden": 688}
 
 
 @torch.inference_mode()

@@ -49,7 +49,7 @@ def backbone(size: str, window: int, chunk: int) -> Any:
     from quaver.nn.transformer import Transformer, TransformerConfig
 
     s = SIZES[size]
-    sizes = {"width": s["width"], "layers": s["layers"], "heads": s["heads"], "hidden": s["hidden"]}
+    sizes: dict[str, Any] = {k: s[k] for k in ("width", "layers", "heads", "hidden")}
     return Transformer(TransformerConfig(**sizes, window=window, slack=chunk - 1, qk_norm=False, eps=1e-6)).eval()
 
 
@@ -169,7 +169,7 @@ def llama(size: str, longest: int) -> Any:
     s = SIZES[size]
     config = LlamaConfig(
         vocab_size=s["vocab"], hidden_size=s["width"], intermediate_size=s["hidden"], num_hidden_layers=s["layers"],
-        num_attention_heads=s["heads"], num_key_value_heads=s["heads"], rms_norm_eps=1e-6, rope_theta=10_000.0,
+        num_attention_heads=s["heads"], num_key_value_heads=s["heads"], rms_norm_eps=1e-6,
         max_position_embeddings=longest, tie_word_embeddings=False, bos_token_id=None, eos_token_id=None,
         pad_token_id=0, attention_bias=False,
     )  # fmt: skip

@@ -52,16 +52,17 @@ def quaver_say(model: str = "default", text: str = TEXT) -> tuple[Any, dict[str,
 
 def torch_alone() -> tuple[Any, dict[str, Any]]:
     """`import torch` and nothing else: what everything that runs on torch begins with."""
-    command = [sys.executable, "-c", "import torch; print(1, flush=True); input()"]
+    command = [sys.executable, "-c", "import torch; print(1, flush=True); import sys; sys.stdin.read()"]
 
     def call() -> dict[str, Any]:
         begun = time.perf_counter()
         pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
         with subprocess.Popen(command, stderr=subprocess.DEVNULL, **pipes) as process:
             assert process.stdout is not None
+            assert process.stdin is not None
             process.stdout.readline()
             found = {"wall": time.perf_counter() - begun, "cpu": spent(process.pid), "peak": held(process.pid)}
-            process.communicate(b"\n")
+            process.stdin.close()
         return found
 
     return call, {}

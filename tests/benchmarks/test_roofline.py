@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quaver.benchmarks import machine, roofline
+from quaver.benchmarks import machine, roofline, scaling
 from quaver.benchmarks.roofline import Cost
 from quaver.nn.transformer import Transformer, TransformerConfig
 
@@ -58,3 +58,24 @@ def test_ceilings_and_machine_are_told() -> None:
     described = machine.describe(machine.Path(__file__).parents[2])
     assert described["cores"] >= 1
     assert described["torch"] == torch.__version__
+
+
+def test_sizes_that_fit_nowhere_are_told_of_by_arithmetic() -> None:
+    assert 6.5e9 < scaling.parameters("7 B") < 7.5e9
+    text = scaling.table(CEILINGS, {"5M": 4.0})
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    assert [line[0] for line in lines[2:]] == list(scaling.SIZES)
+    # 5 M: 10.6 MB of half-precision weights and 3.1 MB of cache at 20 GB/s.
+    cost = scaling.step("5M", 2)
+    assert cost.read == 2 * (6 * (4 * 256 * 256 + 3 * 256 * 688) + 256 * 1026) + 6 * 2 * 256 * 256 * 4
+    assert lines[2][3:6] == [f"{1000 * cost.read / 20e9:.2f}", "4.00", f"{100 * 1000 * cost.read / 20e9 / 4:.0f} %"]
+    assert lines[3][4:6] == ["", ""]
+
+
+def test_measured_sizes_are_those_of_the_row() -> None:
+    rows = [{"name": "size", "sides": [{"name": "quaver, 5M", "cpu": 3.0}, {"name": "quaver, 20M", "error": "no"}]}]
+    assert scaling.measured_sizes(rows) == {"5M": 3.0}
+    assert scaling.measured_sizes([]) == {}
+    from quaver.benchmarks.rows import SIZES
+
+    assert set(SIZES) <= set(scaling.SIZES)
