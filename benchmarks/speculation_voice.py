@@ -165,7 +165,7 @@ def judge(tally: Tally, samples: np.ndarray, rate: int, text: str, phones: list[
     """Adds an answer to a rule's row."""
     heard = judges.transcribe_phones(samples, rate)
     tally.phones.append((compare(phones, heard).errors, len(phones)))
-    audio = soxr.resample(samples, rate, RATE).astype(np.float32)
+    audio = soxr.resample(samples, rate, RATE).clip(-1, 1).astype(np.float32)
     if judges.asr:
         said = normalise(text).split()
         tally.words.append((compare(said, normalise(judges.transcribe(audio)).split()).errors, len(said)))
@@ -197,6 +197,8 @@ def speak_all(axis: Axis, texts: Sequence[str], judges: Judges) -> dict[str, Tal
 
 def similarity(tally: Tally, plain: Tally) -> float:
     """Mean cosine to the mean voice of the plain answers to the other texts."""
+    if len(plain.speakers) < 2:
+        return float("nan")
     total = np.sum(plain.speakers, 0)
     others = [total - own for own in plain.speakers]
     cosines = [float(v @ o / np.linalg.norm(o)) for v, o in zip(tally.speakers, others, strict=True)]
