@@ -69,6 +69,19 @@ def test_a_few_steps_of_a_depthwise_convolution_are_those_of_many(batch: int, ti
         assert module(x).requires_grad
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("batch", "time"), [(1, 1), (1, 2), (3, 4), (2, FEW // 2), (2, FEW), (1, FEW + 1)])
+def test_a_few_steps_of_a_transposed_convolution_are_those_of_many(batch: int, time: int, bias: bool) -> None:
+    """Short inputs are multiplied as matrices and overlapped: the same sums, whatever the neighbours are."""
+    module = randomised(CausalConvTranspose1d(6, 4, 7, 3, bias=bias))
+    x = randn(batch, 6, time)
+    expected = module.conv(x)[..., : 3 * time]
+    expected = expected if module.bias is None else expected + module.bias[:, None]
+    assert torch.allclose(module(x), expected, atol=TOLERANCE)
+    other = torch.cat([x[:1], randn(batch - 1, 6, time)])
+    assert torch.equal(module(other)[:1], module(x)[:1])
+
+
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_the_future_never_changes_the_past(name: str) -> None:
     module = randomised(CONVOLUTIONS[name]())
