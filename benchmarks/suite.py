@@ -80,6 +80,8 @@ def write(out: Path, page: Path | None = None, image: Path | None = None) -> Non
         raise BadInput(f"{out} holds no measurements yet; run without --render first")
     held = json.loads(stored.read_text(encoding="utf-8"))
     rows = [json.loads(p.read_text(encoding="utf-8")) for name in ROWS if (p := out / "rows" / f"{name}.json").exists()]
+    for row in rows:  # words may have been found after the figures
+        row |= {"remark": ROWS[row["name"]].remark, "title": ROWS[row["name"]].title}
     parts = {"machine": report.machine(held["described"], held["ceilings"])}
     for name, shape in TABLES.items():
         mine = [row for row in rows if row["table"] == name]

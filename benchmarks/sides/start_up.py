@@ -47,7 +47,7 @@ def quaver_say(model: str = "default", text: str = TEXT) -> tuple[Any, dict[str,
                 early = max(early, held(process.pid))
         return {"wall": wall, "cpu": cpu, "peak": early}
 
-    return call, {"imports": slowest_imports(command[0], command[2:])}
+    return call, {"imports": slowest_imports(command[0], command[2:])} if model == "default" else {}
 
 
 def torch_alone() -> tuple[Any, dict[str, Any]]:
