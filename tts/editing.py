@@ -50,6 +50,8 @@ LEAD = 8
 BORDER = 2
 """Frames on either side of the words that are drawn anew with them: sounds run into each other, and the aligner may be
 off by as much."""
+NEAR = 3
+"""Phones on either side of the new ones that a candidate is judged by as well."""
 MOST = 64
 """Candidates of a gap."""
 AROUND = 50
@@ -167,7 +169,7 @@ class Editor:
         voice: str | None = None,
         seed: int = 0,
         temperature: float = 0.8,
-        candidates: int = 4,
+        candidates: int = 8,
         trusted: float = TRUSTED,
     ) -> Edited:
         """Makes the changes.
@@ -176,8 +178,8 @@ class Editor:
             audio: mono, float32 `[n]` at the codec's rate. transcript: what is said in it, as it is written.
             voice: a speaker that the model was trained with, where the recording is of one; by default it has only
                 the sound around the gap to go by.
-            candidates: how many are drawn of every gap; the one that the aligner reads best is taken (the paper draws
-                eight and takes what fits the next block best).
+            candidates: how many are drawn of every gap; the one is taken whose new words and neighbours the aligner
+                reads best (the paper draws eight too, and takes what fits the next block best).
             trusted: alignment score below which the transcript is taken to be of something else.
 
         Raises:
@@ -264,14 +266,18 @@ class Editor:
         gap = Gap(lengths, low - sentence.first, (begin - low) + frames + (high - over), before, after)
         drawn = self._drawn(features, how, gap) if gap.frames and phones else [latents[:0]]
         sides = latents[sentence.first : low], latents[high : sentence.end]
-        best = max(drawn, key=lambda new: self._likeness(sides, new, phones)) if len(drawn) > 1 else drawn[0]
+        near = range(max(0, left - NEAR), min(len(phones), left + len(new) + NEAR))
+        best = max(drawn, key=lambda new: self._likeness(sides, new, phones, near)) if len(drawn) > 1 else drawn[0]
         return _Filled(change, low, high, best, place.sentence, chars)
 
-    def _likeness(self, sides: tuple[Tensor, Tensor], new: Tensor, phones: Sequence[str]) -> float:
-        """How well the aligner finds the new words in the sentence."""
+    def _likeness(self, sides: tuple[Tensor, Tensor], new: Tensor, phones: Sequence[str], near: range) -> float:
+        """How surely the aligner finds the new words and their neighbours (`near`), phone by phone: in the score of the
+        whole sentence a short word that was lost next to the gap would hardly count."""
         sound = self._decoded(torch.cat([sides[0], new, sides[1]]))
         found = align(self.aligner, torch.from_numpy(sound)[None, None], phones)
-        return 0.0 if found is None else found.score
+        if found is None:
+            return -np.inf
+        return float(np.mean([found.sureness[i + 1] for i in near if not is_pause(phones[i])] or [0.0]))
 
     def _new_phones(self, text: str, before: int, after: int) -> tuple[tuple[str, ...], list[int]]:
         """Phones of the words that a changed sentence has between its first `before` and last `after`, and where among

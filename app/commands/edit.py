@@ -36,7 +36,7 @@ def edit(
     temperature: Annotated[float, typer.Option("--temperature", min=0, max=2, help="Factor on the noise.")] = 0.8,
     candidates: Annotated[
         int, typer.Option("--candidates", min=1, max=64, help="Drawn of every gap; the one best understood is taken.")
-    ] = 4,
+    ] = 8,
     timestamps: Annotated[Path | None, typer.Option("--timestamps", help="Write what changed where, as JSON.")] = None,
     threads: THREADS = 1,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on the terminal.")] = False,
