@@ -23,6 +23,8 @@ from .engine_session import Audio, Session, SpeechRequest, SpeechSession, Starte
 __all__ = ["AnySynthesizer", "TokenLane", "can_clone", "can_speculate", "check_token_request", "default_voice"]
 
 AnySynthesizer = Synthesizer | TokenSynthesizer
+ENOUGH = 2.0
+"""Seconds of unplayed speech from which the answer of a paced stream need not hurry: it does not speculate then."""
 
 
 def default_voice(synthesizer: AnySynthesizer) -> str:
@@ -125,6 +127,7 @@ class TokenLane:
                 pause=request.pause,
                 codebooks=request.codebooks,
                 speculate=request.speculate,
+                ahead=None if request.ahead is None else lambda: session.ahead >= ENOUGH,
             )
         if session.unread >= self.buffer or (request.ahead is not None and session.ahead >= request.ahead):
             self.held.add(slot)

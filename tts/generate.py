@@ -102,7 +102,12 @@ class StepModel(Protocol):
 
 
 class Generation:
-    """The loop: a fixed number of slots over one model, each holding a plan or nothing."""
+    """The loop: a fixed number of slots over one model, each holding a plan or nothing.
+
+    Attributes:
+        ahead: slots that need not hurry (a paced stream ahead of its deadline), which the caller keeps up to date: a
+            loop that speculates takes plain steps there and leaves the machine to the others.
+    """
 
     def __init__(self, lm: SpeechLM | StepModel, slots: int = 1) -> None:
         self.lm: Any = lm
@@ -110,6 +115,7 @@ class Generation:
         self.state = self.lm.init_state(slots)
         self.plans: list[Any] = [None] * slots
         self.failures: dict[int, Exception] = {}
+        self.ahead: set[int] = set()
         assert isinstance(lm, nn.Module)
         self.device = next(lm.parameters()).device
 

@@ -135,8 +135,6 @@ class SpeculativeGeneration(Generation):
 
     Attributes:
         figures: acceptance so far (of several generations, where they were given the same).
-        ahead: slots that need not hurry (a paced stream ahead of its deadline): they take plain steps and leave the
-            machine to the others. The caller keeps it up to date.
 
     Raises:
         BadInput: a model of several codebooks or of the cross layout, a rule over another vocabulary, or a drafter that
@@ -152,7 +150,6 @@ class SpeculativeGeneration(Generation):
         self.state.rewind(torch.zeros(slots, dtype=torch.long))  # refuses what cannot go back
         speculation.drafter.attach(self.target, self.state)
         self.speculation, self.figures = speculation, figures or Figures()
-        self.ahead: set[int] = set()
 
     # -- one cycle ----------------------------------------------------------------------------------------------------
     def _advance(self, chunks: dict[int, Any]) -> None:

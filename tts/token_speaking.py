@@ -206,6 +206,7 @@ class TokenSpeech:
             them are given, and the prompt are set here. quiet: a frame `[K]` that is near silence.
         carry: what each part begins with.
         length: how long the answer is to last (of a text that is there as a whole).
+        ahead: asked before each step: whether the listener has sound enough in hand (`Generation.ahead`).
     """
 
     def __init__(
@@ -222,10 +223,12 @@ class TokenSpeech:
         speed: float = 1.0,
         carry: Carry | None = None,
         length: Length | None = None,
+        ahead: Callable[[], bool] | None = None,
     ) -> None:
         self.generation, self.decoder, self.script, self.pieces = generation, decoder, script, pieces
         self.request, self.sample_rate, self.frame, self.quiet = request, sample_rate, frame, quiet
         self.speed, self.carry, self.length = speed, carry or Carry(), length
+        self.ahead = ahead
         self.silencer = Silencer(sample_rate)
         self.parts: deque[Part] = deque()
         self.number = 0
@@ -292,6 +295,8 @@ class TokenSpeech:
                 if plan.starved:
                     yield from self._grow(part, plan)
                     continue
+                if self.ahead is not None:
+                    self.generation.ahead = {0} if self.ahead() else set()
                 for frame in self.generation.tick().values():
                     spoken = [*spoken, frame.codes][-self.carry.frames - 1 :]
                     self._push(frame.codes, pace.take())

@@ -142,6 +142,7 @@ class TokenSynthesizer:
         tokens: int | None = None,
         instruct: str | Mapping[str, str] | None = None,
         speculate: bool = False,
+        ahead: Callable[[], bool] | None = None,
     ) -> Iterator[AudioChunk]:
         """Speaks a text, or pieces of text as they arrive.
 
@@ -161,6 +162,8 @@ class TokenSynthesizer:
             instruct: how to say it, of a model with conditioners: a label that it knows, or words, or values by the
                 conditioners' names. With it, `guidance` weighs the instruction instead of the text.
             speculate: with the drafter that `offer_speculation` found: the same law, other random numbers.
+            ahead: asked before each step: whether the listener has sound enough in hand. While that is so, a loop that
+                speculates takes plain steps and leaves the machine to others; what a seed gives then depends on time.
 
         Raises:
             BadInput: nothing to speak, an unknown voice, or a setting out of range. Checked before the first chunk.
@@ -204,6 +207,7 @@ class TokenSynthesizer:
             speed=speed,
             carry=carry,
             length=length,
+            ahead=ahead,
         )
         return iter(speech)
 

@@ -156,6 +156,24 @@ def test_speculation_is_for_requests_that_ask_and_models_that_can(tmp_path: Path
     assert 'quaver_speculation_accepted_share{model="vita"}' in metrics.page().decode()
 
 
+@pytest.mark.parametrize(("enough", "hurries"), [(0.0, False), (1000.0, True)])
+def test_a_paced_stream_speculates_only_while_its_listener_has_little_in_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, enough: float, hurries: bool
+) -> None:
+    monkeypatch.setattr("quaver.app.engine_tokens.ENOUGH", enough)
+    lm = token_lm("vita")
+    config = {"kind": "token_lm", "codec": "tokens", **lm.config.model_dump(mode="json")}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({k: v.contiguous() for k, v in lm.state_dict().items()}, tmp_path / "model.safetensors")
+    voice = TokenSynthesizer(lm, SOUND, TokenVoiceSettings())
+    figures = offer_speculation(voice, str(tmp_path))
+    assert figures is not None
+    with serve(voice) as engine:
+        assert len(sound(read(engine.submit(SpeechRequest(TEXT, seed=1, speculate=True, ahead=60.0)))))
+    assert figures.tokens > 0
+    assert (figures.drafted > 0) is hurries
+
+
 def test_what_a_model_cannot_do_fails_that_session_alone() -> None:
     voice = cosyvoice()
     with serve(voice) as engine:
