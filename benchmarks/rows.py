@@ -235,8 +235,8 @@ _ROWS = (
             _codec("quaver, half-precision weights", "stream", "our_mimi", steps=10, half=True),
             _codec("moshi", "stream", "moshi_mimi", peers=True, steps=10),
         ),
-        remark="ahead, and short of the aim of 0.8 of `moshi`'s time (0.90): before transposed convolutions of few steps "
-        "became products (`nn/conv.py`) ours took 232 ms a frame and `moshi` 0.86 of it.",
+        remark="ahead, and short of the aim of 0.8 of `moshi`'s time (0.90): before transposed convolutions of few "
+        "steps became products (`nn/conv.py`) ours took 232 ms a frame and `moshi` 0.86 of it.",
     ),
     Row(
         "stream-native",
