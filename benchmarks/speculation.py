@@ -148,21 +148,37 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+KINDS = (("exact", "k*"), ("pcg", "o"), ("mixing", "s"), ("tolerance", "x"), ("budgeted", "^"))
+TITLES = {"tv": "total variation", "w1": "transport", "group_tv": "groups"}
+
+
 def plot(found: Row, path: Path) -> None:
+    """What each rule costs over what it keeps: of laws, and of a voice's phones (with 95 % intervals)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 3.6))
+    voice = [row for row in found.get("target", ()) if "acceptance" in row]
+    panels = len(TITLES) + bool(voice)
+    figure = Figure(figsize=(3.7 * panels, 3.6))
     FigureCanvasAgg(figure)
-    for i, name in enumerate(("tv", "w1", "group_tv")):
-        axes: Any = figure.add_subplot(1, 3, i + 1)
-        for kind, marker in (("exact", "k*"), ("pcg", "o"), ("mixing", "s"), ("tolerance", "x"), ("budgeted", "^")):
+    for i, (name, title) in enumerate(TITLES.items()):
+        axes: Any = figure.add_subplot(1, panels, i + 1)
+        for kind, marker in KINDS:
             rows = [row for row in found["rules"] if row["rule"].startswith(kind)]
             axes.plot([r["acceptance"] for r in rows], [r[name] for r in rows], marker, label=kind)
-        axes.set(xlabel="acceptance", title={"tv": "total variation", "w1": "transport", "group_tv": "groups"}[name])
+        axes.set(xlabel="acceptance", title=title)
     axes.legend()
+    if voice:
+        axes = figure.add_subplot(1, panels, panels)
+        for kind, marker in KINDS:
+            rows = [row for row in voice if row["rule"].startswith(kind)]
+            middle = [r["difference"] for r in rows]
+            spread = [[r["difference"] - r["low"] for r in rows], [r["high"] - r["difference"] for r in rows]]
+            axes.errorbar([r["acceptance"] for r in rows], middle, yerr=spread, fmt=marker, capsize=2, label=kind)
+        axes.axhline(0, color="0.7", linewidth=0.8)
+        axes.set(xlabel="acceptance", title="phone errors, points over plain")
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=100)
 
 
 def main() -> None:

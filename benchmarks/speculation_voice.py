@@ -228,8 +228,8 @@ def row_of(name: str, tally: Tally, plain: Tally) -> Row:
     row["cpu_gain"] = plain.cpu / plain.seconds / row["cpu_per_second"]
     row["wall_gain"] = plain.wall / plain.seconds / row["wall_per_second"]
     row["phone_errors"] = tally.rate(tally.phones)
-    low, high = paired(tally, plain)
-    row["against_off"] = f"{row['phone_errors'] - plain.rate(plain.phones):+.1f} ({low:+.1f} to {high:+.1f})"
+    row["difference"] = row["phone_errors"] - plain.rate(plain.phones)
+    row["low"], row["high"] = paired(tally, plain)
     if tally.words:
         row["word_errors"] = tally.rate(tally.words)
     if tally.dnsmos:
