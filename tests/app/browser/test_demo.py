@@ -75,7 +75,7 @@ def message(page: Any) -> str:
 
 def test_speech_is_heard_before_it_is_complete(open_page: OpenPage, demo: Running, pictures: Path) -> None:
     page = opened(open_page, demo)
-    page.get_by_label("Text", exact=True).first.fill(LONG)
+    page.get_by_label("Text", exact=True).first.fill(" ".join([LONG] * 6))  # longer than it takes to press Stop
     page.click("#speak-button")
     page.wait_for_function("() => window.quaverSpeech?.figures.arrived")
     assert not spoken(page, "done")
