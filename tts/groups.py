@@ -11,7 +11,6 @@ built from.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..codecs.folders import weights_sha256
 from ..errors import BadInput, ConfigError, CorruptFile, MissingFile
 from .speculative import Channel, CoarseGrained, Verdict, output_law, total_variation
 
@@ -205,11 +205,12 @@ def weights_hash(folder: Path) -> str:
     Raises:
         MissingFile: it has none.
     """
-    path = folder / "model.safetensors"
-    if not path.exists():
-        raise MissingFile(f"{path} is missing; groups and drafters belong to the weights of a model")
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    found = weights_sha256(folder)
+    if not found:
+        raise MissingFile(
+            f"{folder / 'model.safetensors'} is missing; groups and drafters belong to the weights of a model"
+        )
+    return found
 
 
 def save_groups(groups: Groups, path: Path, sha256: str) -> None:

@@ -11,8 +11,10 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 TEXT = "The birch canoe slid on the smooth planks."
 HERE = Path(__file__).resolve().parent
@@ -50,20 +52,25 @@ def quaver_say(model: str = "default", text: str = TEXT) -> tuple[Any, dict[str,
     return call, {"imports": slowest_imports(command[0], command[2:])} if model == "default" else {}
 
 
+@contextmanager
+def piped(command: list[str]) -> Iterator[tuple[int, IO[bytes], IO[bytes]]]:
+    """A process: its number, its input and its output. It ends with the block, as its input does."""
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, **pipes) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        yield process.pid, process.stdin, process.stdout
+
+
 def torch_alone() -> tuple[Any, dict[str, Any]]:
     """`import torch` and nothing else: what everything that runs on torch begins with."""
     command = [sys.executable, "-c", "import torch; print(1, flush=True); import sys; sys.stdin.read()"]
 
     def call() -> dict[str, Any]:
         begun = time.perf_counter()
-        pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
-        with subprocess.Popen(command, stderr=subprocess.DEVNULL, **pipes) as process:
-            assert process.stdout is not None
-            assert process.stdin is not None
-            process.stdout.readline()
-            found = {"wall": time.perf_counter() - begun, "cpu": spent(process.pid), "peak": held(process.pid)}
-            process.stdin.close()
-        return found
+        with piped(command) as (process, _, said):
+            said.readline()
+            return {"wall": time.perf_counter() - begun, "cpu": spent(process), "peak": held(process)}
 
     return call, {}
 
@@ -74,19 +81,15 @@ def worker(target: str, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 
     def call() -> dict[str, Any]:
         begun = time.perf_counter()
-        pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
-        with subprocess.Popen(command, stderr=subprocess.DEVNULL, **pipes) as process:
-            assert process.stdout is not None
-            assert process.stdin is not None
-            ready = json.loads(process.stdout.readline())
+        with piped(command) as (process, told, said):
+            ready = json.loads(said.readline())
             if "ready" not in ready:
                 raise FileNotFoundError(str(ready.get("missing") or ready.get("error")))
-            wall, cpu = time.perf_counter() - begun, spent(process.pid)
-            process.stdin.write(b'{"do": "run"}\n')
-            process.stdin.flush()
-            answer = json.loads(process.stdout.readline())
-            peak = held(process.pid)
-            process.stdin.close()
+            wall, cpu = time.perf_counter() - begun, spent(process)
+            told.write(b'{"do": "run"}\n')
+            told.flush()
+            answer = json.loads(said.readline())
+            peak = held(process)
         return {"wall": wall + answer["first_wall"] / 1000, "cpu": cpu + answer["first_cpu"] / 1000, "peak": peak}
 
     call()  # so that a side that is not installed says so when it is built

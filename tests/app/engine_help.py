@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from quaver.app.engine import Audio, Engine, Event, Outcome, Session, Started
 from quaver.codecs.native import XCodec, XCodecConfig
 from quaver.tts.synthesizer import Synthesizer, VoiceSettings
+from quaver.tts.token_synthesizer import TokenSynthesizer, TokenVoiceSettings
 
 from ..tts.conftest import CODEC, tiny_lm
+from ..tts.test_voices import SOUND
+from ..tts.tokens import token_lm
 
 
 def tiny_synthesizer() -> Synthesizer:
@@ -24,6 +30,15 @@ def tiny_synthesizer() -> Synthesizer:
         codec = XCodec(XCodecConfig(**CODEC)).eval()
         lm = tiny_lm()
     return Synthesizer(lm, codec, VoiceSettings(names={"Alice": "high", "Bob": "low"}, default="Alice"))
+
+
+def drafting(folder: Path) -> TokenSynthesizer:
+    """A token voice with a multi-token head, whose weights lie in the folder (for `offer_speculation`)."""
+    lm = token_lm("vita")
+    config = {"kind": "token_lm", "codec": "tokens", **lm.config.model_dump(mode="json")}
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file({k: v.contiguous() for k, v in lm.state_dict().items()}, folder / "model.safetensors")
+    return TokenSynthesizer(lm, SOUND, TokenVoiceSettings())
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 
 from quaver.app.engine import Audio, Engine, Event, Outcome, SpeechRequest, Started
 from quaver.app.engine_session import SpeechSession
@@ -25,7 +23,7 @@ from quaver.tts.token_synthesizer import TokenSynthesizer, TokenVoiceSettings
 from ..tts.test_token_synthesizer import cosyvoice
 from ..tts.test_voices import SOUND, VOICE
 from ..tts.tokens import token_lm
-from .engine_help import read, running, sound, tiny_synthesizer, wait_until
+from .engine_help import drafting, read, running, sound, tiny_synthesizer, wait_until
 
 TEXT = "Hello there. A word."
 
@@ -130,11 +128,7 @@ def test_a_slot_is_held_and_cancelled_like_any_other() -> None:
 
 
 def test_speculation_is_for_requests_that_ask_and_models_that_can(tmp_path: Path) -> None:
-    lm = token_lm("vita")
-    config = {"kind": "token_lm", "codec": "tokens", **lm.config.model_dump(mode="json")}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    save_file({k: v.contiguous() for k, v in lm.state_dict().items()}, tmp_path / "model.safetensors")
-    voice = TokenSynthesizer(lm, SOUND, TokenVoiceSettings())
+    voice = drafting(tmp_path)
     assert not can_speculate(voice)
     figures = offer_speculation(voice, str(tmp_path))
     assert figures is not None
@@ -161,11 +155,7 @@ def test_a_paced_stream_speculates_only_while_its_listener_has_little_in_hand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, enough: float, hurries: bool
 ) -> None:
     monkeypatch.setattr("quaver.app.engine_tokens.ENOUGH", enough)
-    lm = token_lm("vita")
-    config = {"kind": "token_lm", "codec": "tokens", **lm.config.model_dump(mode="json")}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    save_file({k: v.contiguous() for k, v in lm.state_dict().items()}, tmp_path / "model.safetensors")
-    voice = TokenSynthesizer(lm, SOUND, TokenVoiceSettings())
+    voice = drafting(tmp_path)
     figures = offer_speculation(voice, str(tmp_path))
     assert figures is not None
     with serve(voice) as engine:

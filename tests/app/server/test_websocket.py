@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
 
@@ -24,8 +23,8 @@ from quaver.tts.synthesizer import Synthesizer
 from quaver.tts.token_synthesizer import TokenSynthesizer, TokenVoiceSettings
 
 from ...tts.test_token_synthesizer import cosyvoice
-from ...tts.test_voices import SOUND
 from ...tts.tokens import token_lm
+from ..engine_help import drafting
 from .conftest import Running, receive, serving, until
 
 TEXT = "One day, two cats sat there."
@@ -293,11 +292,7 @@ def test_a_token_model_sounds_before_the_text_is_whole(synthesizer: Synthesizer,
 
 def test_a_session_may_ask_for_speculation(synthesizer: Synthesizer, tmp_path: Path) -> None:
     """A model with a drafter speculates for those who ask; one without speaks all the same."""
-    lm = token_lm("vita")
-    config = {"kind": "token_lm", "codec": "tokens", **lm.config.model_dump(mode="json")}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    save_file({k: v.contiguous() for k, v in lm.state_dict().items()}, tmp_path / "model.safetensors")
-    voice = TokenSynthesizer(lm, SOUND, TokenVoiceSettings())
+    voice = drafting(tmp_path)
     assert offer_speculation(voice, str(tmp_path)) is not None
     with serving(synthesizer, tmp_path, more={"vita": voice}) as running:
         judged = []
