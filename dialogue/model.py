@@ -267,6 +267,7 @@ class DuplexModel(StreamingModule):
         weights: LossWeights | None = None,
         noisy: Tensor | None = None,
         heard: Tensor | None = None,
+        voiced: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Losses in nats: `loss`, `text`, `audio` (weighted), `heard` where the model has that head, and each level's
         `levels[level]`.
@@ -275,13 +276,14 @@ class DuplexModel(StreamingModule):
             codes: `[batch, stream, T]`; `nothing` marks what does not count.
             noisy: what the model sees as its past instead of `codes` (history corruption).
             heard: text tokens of the other speaker `[batch, T]`, or None: that head is not trained.
+            voiced: bool `[batch, T]`, the columns whose codes are trained on, or None: all. The depth transformer runs
+                on no others: a random part teaches nearly as much for less (compute amortisation, Sesame's CSM).
         """
         weights = weights or LossWeights()
         frames, config = codes.shape[-1], self.config
         steps = self.delay(codes)[..., :frames]
         seen = steps if noisy is None else self.delay(noisy)[..., :frames]
         hidden = self.hidden(self.shifted(seen))
-        audio = self.audio_logits(hidden, steps)
         target = steps.masked_fill((steps < 0) | (steps >= self.initial[:, None]), IGNORED)
         share = torch.ones(config.text_vocab, device=codes.device)
         share[[config.pad, config.epad]] = weights.padding
@@ -291,8 +293,7 @@ class DuplexModel(StreamingModule):
             losses["heard"] = self._heard_loss(hidden, heard, config.heard, share)
             losses["loss"] = losses["loss"] + weights.heard * losses["heard"]
         if config.levels:
-            levels = [_cross_entropy(audio[:, :, k], target[:, 1 + k]) for k in range(config.levels)]
-            losses |= self._audio_losses(torch.stack(levels), weights)
+            losses |= self._audio_losses(self._level_losses(hidden, steps, target, voiced), weights)
             losses["loss"] = losses["loss"] + weights.audio * losses["audio"]
         return losses
 
@@ -300,6 +301,14 @@ class DuplexModel(StreamingModule):
         """Column s has heard frame s - 1, so it writes down the words of frame s - 1 - late."""
         target = F.pad(heard, (1 + late, 0), value=IGNORED)[:, : heard.shape[1]]
         return _cross_entropy(self.heard_head(hidden), target.masked_fill(target < 0, IGNORED), share)
+
+    def _level_losses(self, hidden: Tensor, steps: Tensor, target: Tensor, voiced: Tensor | None) -> Tensor:
+        """Mean loss of each level `[level]`, over the columns that `voiced[batch, column]` names."""
+        if voiced is not None:  # the named columns, as a batch of single ones
+            hidden = hidden[voiced][:, None]
+            steps, target = (x.transpose(1, 2)[voiced][..., None] for x in (steps, target))
+        logits = self.audio_logits(hidden, steps)
+        return torch.stack([_cross_entropy(logits[:, :, k], target[:, 1 + k]) for k in range(self.config.levels)])
 
     def _audio_losses(self, each: Tensor, weights: LossWeights) -> dict[str, Tensor]:
         semantic = torch.tensor([k in (0, self.config.own) for k in range(len(each))], device=each.device)

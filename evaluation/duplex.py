@@ -53,7 +53,8 @@ class Event:
 
     `turn`: says something that asks for an answer; `pause`: is silent within a turn; `backchannel`: "mhm" while the
     assistant speaks; `interrupt`: takes the floor while the assistant speaks; `noise`: something that is no speech;
-    `end`: the conversation is over. `text`: what is said; `answer`: words that a right answer holds.
+    `end`: the conversation is over. `text`: what is said; `answer`: words that a right answer holds; `topic`: what kind
+    of question it is.
     """
 
     kind: EventKind
@@ -61,6 +62,7 @@ class Event:
     end: float
     text: str = ""
     answer: str = ""
+    topic: str = ""
 
 
 def activity(samples: np.ndarray, sample_rate: int, threshold: float = 0.01) -> list[Span]:

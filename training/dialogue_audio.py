@@ -142,12 +142,13 @@ def _ask(stage: _Stage, exchange: Exchange, user: Speaker, speed: float) -> None
         audio, _ = user.say(part, speed, stage.rng)
         stage.user.append((stage.now, audio))
         stage.now += len(audio) / SAMPLE_RATE
-    stage.events.append(Event("turn", begin, stage.now, exchange.user, exchange.answer))
+    stage.events.append(Event("turn", begin, stage.now, exchange.user, exchange.answer, exchange.topic))
 
 
 def _reply(stage: _Stage, exchange: Exchange, assistant: Speaker, user: Speaker, speed: float) -> None:
     """The assistant's turn; a long one may be interrupted, accompanied by a backchannel, or disturbed by a noise."""
-    audio, words = assistant.say(exchange.reply, 1.0, stage.rng)
+    audio, words = assistant.say(exchange.reply, exchange.speed, stage.rng)
+    audio = np.asarray(audio * 10 ** (exchange.gain / 20), np.float32)
     begin = stage.now + stage.gap(0.24, 0.4)
     seconds, dice = len(audio) / SAMPLE_RATE, stage.rng.random()
     if exchange.long and dice < 0.45:
@@ -186,7 +187,7 @@ def _interrupted(
     _put(stage, begin, cut, [w for w in words if w[2] <= stops])
     stage.user.append((at, sound))
     end = at + len(sound) / SAMPLE_RATE
-    stage.events.append(Event("interrupt", at, end, STOP.user, STOP.answer))
+    stage.events.append(Event("interrupt", at, end, STOP.user, STOP.answer, STOP.topic))
     okay, its = assistant.say(STOP.reply, 1.0, stage.rng)
     answer = max(end, begin + stops) + stage.gap(0.24, 0.4)
     _put(stage, answer, okay, its)

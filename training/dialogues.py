@@ -1,6 +1,7 @@
 """Scripted conversations by grammar: a closed domain in which a right answer depends on what the user said.
 
-Greetings and names, spoken arithmetic, days and times, repeat-after-me, colours and simple facts, stop and goodbye.
+Greetings and names, spoken arithmetic, days and months, repeat-after-me, colours and simple facts, stop, louder, slower
+and goodbye.
 Thousands of distinct dialogues; *fillers* (names, sums, sentences to repeat, ...) are split, so that the test set asks
 what training never did.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -127,7 +128,7 @@ class Exchange:
     """What the user says, what the assistant says, and words that make an answer right ("seven|7 ...", in order).
 
     `long`: the answer is long enough to be interrupted or accompanied. `parts`: the user's sentence, cut where somebody
-    who thinks would pause.
+    who thinks would pause. `gain` in dB and `speed` (1 is as fast as ever): how the answer is to be said.
     """
 
     parts: tuple[str, ...]
@@ -135,6 +136,8 @@ class Exchange:
     answer: str
     topic: str
     long: bool = False
+    gain: float = 0.0
+    speed: float = 1.0
 
     @property
     def user(self) -> str:
@@ -228,6 +231,13 @@ def _story(rng: np.random.Generator, split: Split) -> Exchange:
     return Exchange(("Please", _say(rng, "tell me a story.", "tell me something.")), story, first, "story", long=True)
 
 
+def _again(rng: np.random.Generator, last: Exchange) -> Exchange:
+    """The last answer once more, as it is asked for: what is right depends on what was said before."""
+    if rng.random() < 0.5:
+        return replace(last, parts=("Louder, please.",), topic="louder", gain=LOUDER)
+    return replace(last, parts=("Slower, please.",), topic="slower", speed=SLOWER)
+
+
 _TOPICS: tuple[tuple[Callable[[np.random.Generator, Split], Exchange], float], ...] = (
     (_sum, 0.28),
     (_calendar, 0.16),
@@ -238,16 +248,25 @@ _TOPICS: tuple[tuple[Callable[[np.random.Generator, Split], Exchange], float], .
 )
 BYE = Exchange(("Goodbye.",), "Goodbye.", "goodbye|bye", "goodbye")
 STOP = Exchange(("Stop, please.",), "Okay.", "okay|ok", "stop")
+LOUDER, SLOWER = 6.0, 0.75
+"""dB and speed of an answer that is said again."""
+AGAIN = 0.15
+"""Share of the short answers that the user wants to hear again, louder or slower."""
 BACKCHANNELS = ("Right.", "Yes.", "Okay.", "I see.")
 
 
 def script(seed: int, split: Split, turns: int = 4) -> list[Exchange]:
-    """A conversation: a greeting, `turns` questions, a goodbye. The same seed gives the same."""
+    """A conversation: a greeting, `turns` questions (some answers are asked for again), a goodbye. A seed gives
+    always the same."""
     if split not in SPLITS:
         raise BadInput(f"no split {split!r}: {' or '.join(SPLITS)}")
     rng = np.random.default_rng([seed, SPLITS.index(split)])
     chosen = rng.choice(len(_TOPICS), size=turns, p=[weight for _, weight in _TOPICS])
-    return [_greeting(rng, split), *(_TOPICS[int(i)][0](rng, split) for i in chosen), BYE]
+    exchanges = [_greeting(rng, split), *(_TOPICS[int(i)][0](rng, split) for i in chosen)]
+    again = [not e.long and rng.random() < AGAIN for e in exchanges]
+    return [f for e, more in zip(exchanges, again, strict=True) for f in ((e, _again(rng, e)) if more else (e,))] + [
+        BYE
+    ]
 
 
 def texts(count: int = 2000, split: Split = "train") -> list[str]:

@@ -246,3 +246,18 @@ def test_later_text_can_be_read_off_the_users_voice(delay: int, learns: bool) ->
     unseen = batch(1000)
     loss = float(model.loss(unseen)["text"].detach())
     assert (loss < 0.5) == learns, loss
+
+
+def test_the_loss_of_some_columns_is_that_of_all_when_all_are_named() -> None:
+    model = tiny_model(3)
+    codes = random_codes(model, 2, 12)
+    whole, named = model.loss(codes), model.loss(codes, voiced=torch.ones(2, 12, dtype=torch.bool))
+    for name, value in whole.items():
+        torch.testing.assert_close(named[name], value)
+    one = torch.zeros(2, 12, dtype=torch.bool)
+    one[1, 5] = True
+    logits = model(codes).audio[1, 5]
+    wanted = torch.nn.functional.cross_entropy(
+        logits, model.delay(codes)[1, 1 : 1 + model.config.levels, 5], reduction="none"
+    )
+    torch.testing.assert_close(model.loss(codes, voiced=one)["levels"], wanted)

@@ -34,6 +34,7 @@ class Options(BaseModel):
     loss: weights of the streams. text_of: whose words the text stream holds.
     own_absent, user_absent: shares of crops in which that speaker's voice is hidden from the model and its loss
         (1 for the user makes a synthesizer, 1 for the model's own voice a recogniser).
+    voiced: share of the frames on whose codes the depth transformer is trained, drawn anew for every batch.
     replace: share of the past frames of the model's own voice whose codes are drawn at random (history corruption).
     """
 
@@ -46,6 +47,7 @@ class Options(BaseModel):
     text_of: Literal["own", "user"] = "own"
     own_absent: float = Field(default=0.0, ge=0, le=1)
     user_absent: float = Field(default=0.0, ge=0, le=1)
+    voiced: float = Field(default=1.0, gt=0, le=1)
     replace: float = Field(default=0.05, ge=0, le=1)
 
 
@@ -160,7 +162,10 @@ class _Network(nn.Module):
         self.model, self.options = model, options
 
     def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-        losses = self.model.loss(batch["codes"], self.options.loss, self._corrupted(batch["codes"]), batch["heard"])
+        codes = batch["codes"]
+        share = self.options.voiced
+        voiced = torch.rand(codes.shape[0], codes.shape[-1], device=codes.device) < share if share < 1 else None
+        losses = self.model.loss(codes, self.options.loss, self._corrupted(codes), batch["heard"], voiced)
         levels = losses.pop("levels", None)
         return losses if levels is None else {**losses, "semantic": levels[0], "acoustic": levels[1:].mean()}
 
