@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/speculation"))
     parser.add_argument("--acceptance", type=float, default=0.6, help="to which drafts are calibrated")
     parser.add_argument("--target", help="a trained voice: a token language model, or one with a depth or chain head")
-    parser.add_argument("--draft", help="its drafter's folder")
+    parser.add_argument("--draft", help="its drafter's folder, or head (along depth)")
     parser.add_argument("--length", type=int, default=3, help="tokens to draft at a time, along time")
     parser.add_argument("--texts", type=Path, help="sentences, one a line")
     parser.add_argument("--limit", type=int, default=20, help="only so many of them")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, CorruptFile
 from ..nn.conv import CausalConvTranspose1d
+from ..nn.packed import lay_out_linears
 from ..nn.state import State, StreamingModule
 from ..nn.transformer import Transformer, TransformerConfig, _Attention
 from .base import FrameSpec
@@ -286,4 +287,5 @@ def load_mimi(folder: Path, raw: dict[str, Any]) -> MimiCodec:
     """
     codec = MimiCodec(mimi_config(raw, folder))
     put(codec, mimi_state(read_tensors(folder), codec), folder)
+    lay_out_linears(codec)
     return codec.eval()

@@ -100,7 +100,7 @@ class PaddedConv1d(CausalConv1d):
         if state is not None:
             state.update("previous", x[..., -self.context :])
             state.update("started", torch.ones_like(state["started"]))
-        return self.conv(x)
+        return self._convolve(x)
 
 
 class _Residual(StreamingModule):

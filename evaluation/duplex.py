@@ -7,8 +7,8 @@ are seconds; a *talkspurt* (inter-pausal unit) is speech without a gap of `JOIN`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,11 +23,15 @@ __all__ = [
     "Span",
     "activity",
     "answers",
+    "by_topic",
+    "collapses",
     "draw_timeline",
     "latencies",
+    "longest_silence",
     "score",
     "table",
     "talkspurts",
+    "topic_table",
 ]
 
 Span = tuple[float, float]
@@ -44,7 +48,7 @@ QUIET = 0.2
 PATIENCE = 5.0
 """A turn that nobody answers within so many seconds was not answered."""
 COLLAPSE = 10.0
-"""Silence of so many seconds where an answer was due is a collapse."""
+"""Silence of the assistant for so many seconds after a turn, whatever the user says meanwhile, is a collapse."""
 
 
 @dataclass(frozen=True)
@@ -114,11 +118,12 @@ class DuplexScores:
         stops: after each interruption, seconds until the assistant was silent (None: it went on).
         interruptions: those that began while the assistant spoke.
         disturbances, false_yields: backchannels and noises while the assistant spoke, and those at which it stopped.
-        backchannels: of the assistant, while the user spoke. collapses: silences of `COLLAPSE` s after a turn.
+        backchannels: of the assistant, while the user spoke. collapses: see the function of that name.
         seconds, user, own, overlap: of the conversation, of each one's speech, of both at once.
         right: answers found right and answers judged (by `answers`), as a recogniser heard them. written: the same of
             the model's own text (its inner monologue). misheard: word errors and words of what the model wrote down of
             the user's speech (`DuplexConfig.heard`).
+        right_by_topic, written_by_topic: the same answers by what the question was about (`Event.topic`).
     """
 
     offsets: tuple[float, ...] = ()
@@ -139,13 +144,22 @@ class DuplexScores:
     right: tuple[int, int] = (0, 0)
     written: tuple[int, int] = (0, 0)
     misheard: tuple[int, int] = (0, 0)
+    right_by_topic: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    written_by_topic: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def __add__(self, other: DuplexScores) -> DuplexScores:
         mine, its = vars(self), vars(other)
-        pairs = ("right", "written", "misheard")
-        joined: dict[str, Any] = {name: mine[name] + its[name] for name in mine if name not in pairs}
-        counts: dict[str, Any] = {name: (mine[name][0] + its[name][0], mine[name][1] + its[name][1]) for name in pairs}
-        return DuplexScores(**joined, **counts)
+        pairs, topics = ("right", "written", "misheard"), ("right_by_topic", "written_by_topic")
+        joined: dict[str, Any] = {name: mine[name] + its[name] for name in mine if name not in pairs + topics}
+        counts: dict[str, Any] = {name: _both(mine[name], its[name]) for name in pairs}
+        tables: dict[str, Any] = {
+            name: {
+                topic: _both(mine[name].get(topic, (0, 0)), its[name].get(topic, (0, 0)))
+                for topic in sorted({*mine[name], *its[name]})
+            }
+            for name in topics
+        }
+        return DuplexScores(**joined, **counts, **tables)
 
     def figures(self) -> dict[str, float | None]:
         """Name -> figure; None where nothing could be measured. Shares are of 1, times in seconds."""
@@ -171,6 +185,10 @@ class DuplexScores:
         }
 
 
+def _both(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
+    return a[0] + b[0], a[1] + b[1]
+
+
 def _share(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
@@ -193,7 +211,7 @@ def score(
 ) -> DuplexScores:
     """Scores one conversation: talkspurts of both channels, what the user was to do, the length of it all."""
     offsets, stops = [], []
-    answered = takeovers = yields = disturbances = turns = pauses = interruptions = collapses = 0
+    answered = takeovers = yields = disturbances = turns = pauses = interruptions = 0
     for number, event in enumerate(events):
         if event.kind in ("turn", "interrupt"):
             before = event.kind == "interrupt" and _speaking(assistant, event.start)
@@ -209,9 +227,6 @@ def score(
             if offset is not None:
                 answered += 1
                 offsets.append(offset)
-            collapses += not any(_overlap(s, (event.end, event.end + COLLAPSE)) for s in assistant) and (
-                following - event.end >= COLLAPSE
-            )
         elif event.kind == "pause":
             pauses += 1
             begun = [s for s in assistant if event.start <= s[0] < event.end]
@@ -231,12 +246,30 @@ def score(
         disturbances=disturbances,
         false_yields=yields,
         backchannels=_backchannels(user, assistant),
-        collapses=collapses,
+        collapses=collapses(assistant, events, seconds),
         seconds=seconds,
         user=sum(b - a for a, b in user),
         own=sum(b - a for a, b in assistant),
         overlap=sum(_overlap(a, b) for a in user for b in assistant),
     )
+
+
+def collapses(assistant: Sequence[Span], events: Iterable[Event], seconds: float) -> int:
+    """Silences of the assistant that go on for `COLLAPSE` s or more from the end of a turn (or interruption); a silence
+    that outlasts several turns counts once."""
+    turns = [e.end for e in events if e.kind in ("turn", "interrupt")]
+    return sum(any(a <= t and b - t >= COLLAPSE for t in turns) for a, b in _silences(assistant, seconds))
+
+
+def longest_silence(assistant: Sequence[Span], start: float, end: float) -> float:
+    """Seconds of the longest silence of the assistant within a span of time."""
+    inside = [(max(a, start) - start, min(b, end) - start) for a, b in assistant if a < end and b > start]
+    return max((b - a for a, b in _silences(inside, end - start)), default=0.0)
+
+
+def _silences(spans: Sequence[Span], seconds: float) -> list[Span]:
+    ordered = sorted(spans)
+    return list(zip([0.0, *(b for _, b in ordered)], [*(a for a, _ in ordered), seconds], strict=True))
 
 
 def _stop_latency(assistant: Sequence[Span], start: float, end: float) -> float | None:
@@ -278,6 +311,26 @@ def answers(pairs: Iterable[tuple[str, str]]) -> tuple[int, int]:
         else:
             right += 1
     return right, total
+
+
+def by_topic(judged: Iterable[tuple[str, str, str]]) -> dict[str, tuple[int, int]]:
+    """`answers` by topic, of (topic, what was heard, words of a right answer); answers without a topic are left out."""
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for topic, heard, wanted in judged:
+        if topic:
+            kinds.setdefault(topic, []).append((heard, wanted))
+    return {topic: answers(pairs) for topic, pairs in kinds.items()}
+
+
+def topic_table(scores: DuplexScores) -> str:
+    """Markdown: the share of right answers to each kind of question; "" where no question has a kind."""
+    topics = sorted({*scores.right_by_topic, *scores.written_by_topic})
+    lines = ["| topic | answers right | right in writing | cases |", "|---|---|---|---|"] if topics else []
+    for topic in topics:
+        heard, written = scores.right_by_topic.get(topic, (0, 0)), scores.written_by_topic.get(topic, (0, 0))
+        shares = ("–" if (share := _share(*pair)) is None else f"{share:.3f}" for pair in (heard, written))
+        lines.append(f"| {topic} | {' | '.join(shares)} | {max(heard[1], written[1])} |")
+    return "\n".join(lines)
 
 
 def table(scores: DuplexScores) -> str:

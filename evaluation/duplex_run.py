@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,11 +16,16 @@ from ..dialogue.monologue import clean_word
 from ..dialogue.session import DuplexSettings
 from ..errors import BadInput
 from ..training.dialogue_audio import DialogueRow, load_dialogues, read_channels
-from .duplex import DuplexScores, activity, answers, draw_timeline, score, table
+from .duplex import DuplexScores, activity, answers, by_topic, draw_timeline, score, table, topic_table
+from .duplex_play import Conversation, between, converse, play
 
-__all__ = ["Conversation", "DuplexReport", "converse", "recogniser", "run_duplex"]
+__all__ = ["Conversation", "DuplexReport", "Recogniser", "converse", "dialogue_scores", "recogniser", "run_duplex"]
 
 Recogniser = Callable[[np.ndarray, int], str]
+Tick = Callable[[str, float, float], None]
+RATE = 24_000
+RECORDED = 60.0
+"""Seconds of audio from which on recording a step (`nn.recorded`) saves more than it takes."""
 
 
 @dataclass(frozen=True)
@@ -31,47 +37,29 @@ class DuplexReport:
     texts: dict[str, str]
 
     def markdown(self) -> str:
-        """The table."""
-        return table(self.total)
+        """The tables: all figures, and the shares of right answers by topic where they are known."""
+        return "\n\n".join(part for part in (table(self.total), topic_table(self.total)) if part)
+
+    def write(self, out: Path) -> None:
+        """`table.md` and `report.json` in a folder."""
+        topics = {"right": self.total.right_by_topic, "written": self.total.written_by_topic}
+        each = {name: scores.figures() for name, scores in self.each.items()}
+        write_report(out, self, {"all": self.total.figures(), "topics": topics, "each": each, "texts": self.texts})
 
 
-@dataclass(frozen=True)
-class Conversation:
-    """What a model made of a recording.
-
-    Attributes:
-        audio: float32 `[n]` at 24 kHz, what it said, as long as the recording and in its time.
-        said, heard: pieces of its own text and of its record of the user's, with the seconds at which they came.
-    """
-
-    audio: np.ndarray
-    said: tuple[tuple[float, str], ...]
-    heard: tuple[tuple[float, str], ...]
-
-    @property
-    def text(self) -> str:
-        """All that it said."""
-        return _between(self.said, 0.0, np.inf)
+def write_report(out: Path, report: Any, figures: dict[str, Any]) -> None:
+    """A report's tables (`markdown()`) and figures in a folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "table.md").write_text(report.markdown() + "\n")
+    (out / "report.json").write_text(json.dumps(figures, indent=1, ensure_ascii=False))
 
 
-def _between(pieces: Sequence[tuple[float, str]], start: float, end: float) -> str:
-    return " ".join("".join(piece for at, piece in pieces if start <= at < end).split())
-
-
-def converse(parts: DuplexParts, user: np.ndarray, settings: DuplexSettings | None = None) -> Conversation:
-    """Plays a recording float32 `[n]` at 24 kHz to a model; a frame must be heard whole before it can be answered."""
-    session = parts.session(settings)
-    size = session.frame_size
-    padded = np.pad(user, (0, -len(user) % size)).astype(np.float32)
-    said = [session.step(padded[i : i + size]) for i in range(0, len(padded), size)]
-    voice = np.concatenate([np.zeros(size, np.float32), *(frame.audio for frame in said)])
-    at = [(i + 1) * size / session.sample_rate for i in range(len(said))]
-    late = (parts.model.config.heard or 0) * size / session.sample_rate
-    return Conversation(
-        voice[: len(user)],
-        tuple((t, f.text) for t, f in zip(at, said, strict=True) if f.text),
-        tuple((t - late, f.heard) for t, f in zip(at, said, strict=True) if f.heard),
-    )
+def chosen(folder: Path, split: str, limit: int | None = None) -> list[DialogueRow]:
+    """Raises BadInput: there are no dialogues of that split."""
+    rows = load_dialogues(folder, split)[:limit]
+    if not rows:
+        raise BadInput(f"{folder} has no dialogues of the split {split!r}; make some with `quaver corpus dialogues`")
+    return rows
 
 
 def run_duplex(
@@ -81,85 +69,99 @@ def run_duplex(
     split: str = "test",
     limit: int | None = None,
     seed: int = 0,
+    slots: int = 1,
     out: Path | None = None,
     recognise: Recogniser | None = None,
-    tick: Callable[[str, float, float], None] | None = None,
+    tick: Tick | None = None,
 ) -> DuplexReport:
     """Scores a model on the dialogues of a corpus; without one, the recorded assistant (what can be reached at most).
 
     Args:
+        slots: how many dialogues are played at once, in one batch; the result is the same.
         out: folder for `report.json`, `table.md`, and the timeline and audio of the first dialogue.
         recognise: (samples, rate) -> words, for the answers.
 
     Raises:
         BadInput: there are no such dialogues.
     """
-    rows = load_dialogues(folder, split)[:limit]
-    if not rows:
-        raise BadInput(f"{folder} has no dialogues of the split {split!r}; make some with `quaver corpus dialogues`")
+    rows = chosen(folder, split, limit)
     each: dict[str, DuplexScores] = {}
     texts: dict[str, str] = {}
-    for number, row in enumerate(rows):
-        channels = read_channels(row)
-        user, own, text = channels[0], channels[1], " ".join(w for w, _, _ in row.words)
-        found = None
-        if parts is not None:
-            found = converse(parts, user, parts.settings.model_copy(update={"seed": seed + number}))
-            own, text = found.audio, found.text
-        each[row.id], texts[row.id] = _scored(row, user, own, recognise) + _written(row, found), text
+    for done, (number, found) in enumerate(_played(rows, parts, seed, slots), 1):
+        row = rows[number]
+        user, own = read_channels(row)
+        own = own if found is None else found.audio
+        each[row.id] = dialogue_scores(row, own, found, recognise)
+        texts[row.id] = " ".join(w for w, _, _ in row.words) if found is None else found.text
         if out is not None and number == 0:
             _keep(out, row, user, own)
         if tick is not None:
-            tick("dialogues", number + 1, len(rows))
-    report = DuplexReport(sum(each.values(), DuplexScores()), each, texts)
+            tick("dialogues", done, len(rows))
+    each = {row.id: each[row.id] for row in rows}
+    report = DuplexReport(sum(each.values(), DuplexScores()), each, {row.id: texts[row.id] for row in rows})
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "table.md").write_text(report.markdown() + "\n")
-        figures = {"all": report.total.figures(), "each": {k: v.figures() for k, v in each.items()}, "texts": texts}
-        (out / "report.json").write_text(json.dumps(figures, indent=1, ensure_ascii=False))
+        report.write(out)
     return report
 
 
-def _scored(row: DialogueRow, user: np.ndarray, own: np.ndarray, recognise: Recogniser | None) -> DuplexScores:
-    rate = 24_000
+def _played(
+    rows: Sequence[DialogueRow], parts: DuplexParts | None, seed: int, slots: int
+) -> Iterator[tuple[int, Conversation | None]]:
+    """Which dialogue, and what the model made of it, as they end; None of the recorded assistant."""
+    if parts is None:
+        yield from ((number, None) for number in range(len(rows)))
+        return
+
+    def recordings() -> Iterator[tuple[np.ndarray, DuplexSettings]]:
+        for number, row in enumerate(rows):
+            yield read_channels(row)[0], parts.settings.model_copy(update={"seed": seed + number})
+
+    recorded = sum(row.seconds for row in rows) / slots > RECORDED
+    yield from play(parts, recordings(), min(slots, len(rows)), recorded=recorded)
+
+
+def dialogue_scores(
+    row: DialogueRow, own: np.ndarray, found: Conversation | None, recognise: Recogniser | None
+) -> DuplexScores:
+    """Timing of what the assistant said (`own[n]`), its answers as `recognise` hears them, and its own texts."""
     # The user's speech is where the script has it: echo and noise in the microphone are none of it.
     speech = [(e.start, e.end) for e in row.events if e.kind in ("turn", "interrupt", "backchannel")]
-    found = score(speech, activity(own, rate), row.events, row.seconds)
-    if recognise is None:
-        return found
-    return found + DuplexScores(right=answers(_heard(row, own, rate, recognise)))
+    scores = score(speech, activity(own, RATE), row.events, row.seconds)
+    if recognise is not None:
+        judged = _judged(row, lambda start, end: recognise(own[int(start * RATE) : int(end * RATE)], RATE))
+        scores = replace(scores, right=answers(pair[1:] for pair in judged), right_by_topic=by_topic(judged))
+    return scores if found is None else _with_texts(scores, row, found)
 
 
-def _heard(row: DialogueRow, own: np.ndarray, rate: int, recognise: Recogniser) -> Sequence[tuple[str, str]]:
-    """For every turn that asks something: what is heard of the assistant until the next turn, and the right answer."""
+def _judged(row: DialogueRow, heard: Callable[[float, float], str]) -> list[tuple[str, str, str]]:
+    """For every turn that asks something: its topic, what is heard until the next turn, and the right answer."""
     turns = [e for e in row.events if e.kind in ("turn", "interrupt", "end")]
-    pairs = []
-    for event, following in pairwise(turns):
-        if event.answer:
-            pairs.append((recognise(own[int(event.end * rate) : int(following.start * rate)], rate), event.answer))
-    return pairs
+    return [(e.topic, heard(e.end, following.start), e.answer) for e, following in pairwise(turns) if e.answer]
 
 
-def _written(row: DialogueRow, found: Conversation | None) -> DuplexScores:
-    """What the model's own texts are worth: its answers, and its record of the user's words."""
-    if found is None:
-        return DuplexScores()
-    turns = [e for e in row.events if e.kind in ("turn", "interrupt", "end")]
+def _with_texts(scores: DuplexScores, row: DialogueRow, found: Conversation) -> DuplexScores:
+    """And what the model's own texts are worth: its answers, and its record of the user's words."""
     # A frame or two of the text may stand before the user's last word is over.
-    pairs = [
-        (_between(found.said, e.end - 0.1, following.start), e.answer) for e, following in pairwise(turns) if e.answer
-    ]
+    judged = _judged(row, lambda start, end: between(found.said, start - 0.1, end))
     misheard = (0, 0)
     if found.heard:
-        import jiwer
+        wanted = " ".join(plain(e.text) for e in row.events if e.kind in ("turn", "interrupt"))
+        misheard = word_errors(wanted, between(found.heard, 0.0, np.inf))
+    return replace(
+        scores, written=answers(pair[1:] for pair in judged), written_by_topic=by_topic(judged), misheard=misheard
+    )
 
-        wanted = " ".join(_plain(e.text) for e in turns if e.text)
-        counted = jiwer.process_words(wanted, _between(found.heard, 0.0, np.inf))
-        misheard = (counted.substitutions + counted.deletions + counted.insertions, len(wanted.split()))
-    return DuplexScores(written=answers(pairs), misheard=misheard)
+
+def word_errors(wanted: str, found: str) -> tuple[int, int]:
+    """Word errors (substitutions, deletions, insertions) and words of the reference; both texts are `plain`."""
+    import jiwer
+
+    counted = jiwer.process_words(wanted, found)
+    return counted.substitutions + counted.deletions + counted.insertions, len(wanted.split())
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """Lower case words without marks."""
     return " ".join(clean_word(w) for w in text.split())
 
 
@@ -167,8 +169,8 @@ def _keep(out: Path, row: DialogueRow, user: np.ndarray, own: np.ndarray) -> Non
     import soundfile
 
     out.mkdir(parents=True, exist_ok=True)
-    draw_timeline(out / "timeline.png", user, own, 24_000, row.events)
-    soundfile.write(out / "dialogue.flac", np.stack([user, own], 1), 24_000)
+    draw_timeline(out / "timeline.png", user, own, RATE, row.events)
+    soundfile.write(out / "dialogue.flac", np.stack([user, own], 1), RATE)
 
 
 def recogniser(asr: str, threads: int = 1) -> Recogniser:

@@ -247,6 +247,9 @@ class Transformer(StreamingModule):
             at = state["position"][:, None] + torch.arange(time, device=x.device)
             write, mask = self._ring(at, state)
             positions = at if positions is None else positions
+            if not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type):
+                # What attention would make of a truth value, once for all layers.
+                mask = torch.where(mask, 0.0, float("-inf")).to(x.dtype)
             state.update("position", state["position"] + time)
         cos, sin = rope_tables(positions, self.config.head_dim, self.config.rope_base)
         tables = cos[:, :, None, None].to(x.dtype), sin[:, :, None, None].to(x.dtype)

@@ -49,6 +49,11 @@ class CategoricalHead(TokenHead):
             context = self._joined(context, codes[:, k], k)
         return out
 
+    def blind_logits(self, hidden: Tensor, first: Tensor) -> Tensor:
+        """Logits `[n, K - 1, vocab]` of the levels above 0 from `hidden[n, width]` and the code of level 0 alone."""
+        context = self._joined(self.norm(hidden), first, 0)
+        return torch.stack([level(context) for level in list(self.levels)[1:]], 1)
+
     def draw(self, logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
         return sample_code(logits, config, uniform.contiguous())  # the cheaper draw, of the same law
 

@@ -27,7 +27,7 @@ from .sampling import SamplingConfig, draw, sampling_law
 from .speculative import Budgeted, Exact, Rule
 from .token_heads import DepthHead, Mix
 
-__all__ = ["DepthFigures", "ResidualDrafter", "SpeculativeHead", "depth_rule"]
+__all__ = ["DepthDrafter", "DepthFigures", "HeadDrafter", "ResidualDrafter", "SpeculativeHead", "depth_rule"]
 
 
 class ResidualDrafter(nn.Module):
@@ -51,9 +51,26 @@ class ResidualDrafter(nn.Module):
 
     def forward(self, hidden: Tensor, first: Tensor) -> Tensor:
         """`hidden[n, width]`, codes of level 0 LongTensor[n] -> logits `[n, K - 1, vocab]`."""
-        x = nn.functional.silu(self.enter(self.norm(hidden)) + self.code(first))
+        known = first.clamp(max=self.code.num_embeddings - 1)  # past the last id: an empty place
+        x = nn.functional.silu(self.enter(self.norm(hidden)) + self.code(known))
         x = nn.functional.silu(self.middle(x)).view(len(x), self.codebooks - 1, -1)
         return torch.einsum("nkh,khv->nkv", x, self.leave) + self.bias
+
+
+class HeadDrafter(nn.Module):
+    """The target head itself as drafter: all its levels at once, each without the codes that are not drawn yet. Nothing
+    to train and no weights of its own, so any depth or chain head can speculate; a trained drafter guesses better."""
+
+    def __init__(self, head: DepthHead | CategoricalHead) -> None:
+        super().__init__()
+        self.head, self.codebooks, self.vocab = head, head.codebooks, head.vocab
+
+    def forward(self, hidden: Tensor, first: Tensor) -> Tensor:
+        """As `ResidualDrafter.forward`."""
+        return self.head.blind_logits(hidden, first)
+
+
+DepthDrafter = ResidualDrafter | HeadDrafter
 
 
 @dataclass
@@ -93,7 +110,7 @@ class SpeculativeHead(nn.Module):
     def __init__(
         self,
         head: DepthHead | CategoricalHead,
-        drafter: ResidualDrafter,
+        drafter: DepthDrafter,
         rule: Rule | None = None,
         redraft: bool = True,
     ) -> None:
@@ -132,7 +149,7 @@ class SpeculativeHead(nn.Module):
         stream = _Stream(uniform, levels)
         first = self._first(hidden, uniform, config, recent, empty, banned)
         past = None if recent is None else recent[:, 1:]
-        p = sampling_law(self.drafter(hidden, self._known(first)), config, past)
+        p = sampling_law(self.drafter(hidden, first), config, past)
         drafted = draw(p, stream.next())
         coin, spare = stream.next(), stream.next()
         hole = torch.zeros_like(drafted, dtype=torch.bool) if empty is None else empty[:, 1:]
@@ -200,9 +217,6 @@ class SpeculativeHead(nn.Module):
         law = sampling_law(logits, config, None if recent is None else recent[:, 0], head.vocab)
         code = draw(law, uniform[:, 0, 0])
         return code if empty is None else code.masked_fill(empty[:, 0], head.empty)
-
-    def _known(self, first: Tensor) -> Tensor:
-        return first.clamp(max=self.drafter.code.num_embeddings - 1)
 
     def _laws(
         self, hidden: Tensor, first: Tensor, drafted: Tensor, config: SamplingConfig, recent: Tensor | None

@@ -15,10 +15,10 @@ from pydantic import BaseModel, ConfigDict
 from ..codecs.loading import load_weights, model_folder, read_config
 from ..errors import BadInput, ConfigError
 from .drafters import load_drafter
-from .groups import Groups, load_groups, weights_hash
+from .groups import Groups, build_groups, code_embeddings, load_groups, weights_hash
 from .heads import CategoricalHead
 from .speculative import Budgeted, CoarseGrained, Exact, Rule, Tolerance
-from .speculative_depth import ResidualDrafter, SpeculativeHead, depth_rule
+from .speculative_depth import DepthDrafter, HeadDrafter, ResidualDrafter, SpeculativeHead, depth_rule
 from .speculative_plan import Figures, Speculation, SpeculativeGeneration, measured_length
 from .token_heads import DepthHead, MultiTokenHead
 from .token_lm import TokenLM
@@ -28,17 +28,21 @@ __all__ = ["MODES", "SpeculationSettings", "load_depth_drafter", "offer_speculat
 
 Mode = Literal["exact", "pcg", "budgeted", "tolerance"]
 MODES: tuple[str, ...] = get_args(Mode)
+GROUP_SIZE = 8.0
+"""Mean tokens of a group where no groups file was built: the size that kept phones best (docs/speculation.md)."""
 
 
 class SpeculationSettings(BaseModel):
     """Attributes:
     mode: the rule: `exact`, `pcg` (coarse-grained), `budgeted` (PCG within `delta`), `tolerance` (SSD, a baseline).
-    draft: `head` (the model's own multi-token head), `lookup`, or a drafter's folder; None: the multi-token head if
-        there is one, else the folder `draft` beside the weights.
+    draft: `head` (the model's own: its multi-token head along time, all levels of its depth or chain head at once along
+        depth), `lookup`, or a drafter's folder; None: the multi-token head if there is one, else the folder `draft`
+        beside the weights, else (along depth) `head`.
     length: tokens to draft at a time (along time); `auto`: chosen for each request from costs measured at load and its
         own acceptance, so that a seed gives other speech of the same law on another machine.
     delta: total variation that a step may spend (`budgeted`). total: that an utterance may spend.
-    bonus: of `tolerance`. groups: a file of `quaver groups build`; None: `groups.safetensors` beside the weights.
+    bonus: of `tolerance`. groups: a file of `quaver groups build`; None: `groups.safetensors` beside the weights, or
+        groups of `GROUP_SIZE` tokens made at load where there is none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -66,7 +70,7 @@ def speculate(synthesizer: Any, name: str, settings: SpeculationSettings) -> Non
     folder = model_folder(name)
     along_time = isinstance(lm, TokenLM) and lm.config.codebooks == 1
     if along_time:
-        rule = _rule(settings, folder)
+        rule = _rule(settings, folder, lm.head)
         drafter = load_drafter(_draft(settings, folder, lm.head), lm, weights_hash(folder))
         SpeculativeGeneration(
             lm, Speculation(drafter, rule)
@@ -82,7 +86,7 @@ def speculate(synthesizer: Any, name: str, settings: SpeculationSettings) -> Non
         )
     if settings.mode == "tolerance":
         raise BadInput("along depth the rules are exact, pcg and budgeted; tolerance needs a model of one codebook")
-    groups = None if settings.mode == "exact" else _groups(settings, folder)
+    groups = None if settings.mode == "exact" else _groups(settings, folder, lm.head)
     rule = depth_rule(settings.mode, groups, settings.delta)
     drafter = load_depth_drafter(_draft(settings, folder, lm.head), lm.head, weights_hash(folder))
     lm.head = SpeculativeHead(lm.head, drafter, rule)  # type: ignore[assignment]
@@ -110,14 +114,19 @@ def offer_speculation(synthesizer: TokenSynthesizer, name: str) -> Figures | Non
     return figures
 
 
-def load_depth_drafter(name: str, head: DepthHead | CategoricalHead, sha256: str) -> ResidualDrafter:
-    """A drafter along depth from a run of the task `draft`.
+def load_depth_drafter(name: str, head: DepthHead | CategoricalHead, sha256: str) -> DepthDrafter:
+    """A drafter along depth: the head itself (`head`), or a run of the task `draft`.
 
     Raises:
-        MissingFile, CorruptFile: no such drafter, or damaged. ConfigError: of another kind, or for other weights.
+        BadInput: `lookup`. MissingFile, CorruptFile: no such drafter, or damaged. ConfigError: of another kind, or for
+            other weights.
     """
-    if name in ("head", "lookup"):
-        raise BadInput(f"{name} drafts along time; this model needs a drafter's folder (recipes/draft-depth.yaml)")
+    if name == "head":
+        return HeadDrafter(head)
+    if name == "lookup":
+        raise BadInput(
+            "lookup drafts along time; along depth it is head, or a drafter's folder (recipes/draft-depth.yaml)"
+        )
     folder = model_folder(name)
     config = read_config(folder)
     if config.get("kind") != "depth_draft":
@@ -136,27 +145,32 @@ def load_depth_drafter(name: str, head: DepthHead | CategoricalHead, sha256: str
 def _draft(settings: SpeculationSettings, folder: Path, head: Any) -> str:
     if settings.draft is not None:
         return settings.draft
+    own = folder / "draft"
     if isinstance(head, MultiTokenHead):
         return "head"
-    own = folder / "draft"
-    if not (own / "config.json").exists():
-        raise BadInput(
-            f"there is no drafter in {own}; train one with recipes/draft-lm.yaml (one codebook) or "
-            "recipes/draft-depth.yaml, or name one with --draft (lookup needs no training, with one codebook)"
-        )
-    return str(own)
+    if (own / "config.json").exists():
+        return str(own)
+    if head.codebooks > 1:
+        return "head"
+    raise BadInput(
+        f"there is no drafter in {own}; train one with recipes/draft-lm.yaml, or name one with --draft (lookup needs "
+        "no training)"
+    )
 
 
-def _groups(settings: SpeculationSettings, folder: Path) -> Groups:
-    return load_groups(settings.groups or folder / "groups.safetensors", weights_hash(folder))
+def _groups(settings: SpeculationSettings, folder: Path, head: Any) -> Groups:
+    path = settings.groups or folder / "groups.safetensors"
+    if settings.groups is None and not path.exists():  # half a second, and no file to go stale
+        return build_groups(code_embeddings(head), GROUP_SIZE, control=int(head.stops))
+    return load_groups(path, weights_hash(folder))
 
 
-def _rule(settings: SpeculationSettings, folder: Path) -> Rule:
+def _rule(settings: SpeculationSettings, folder: Path, head: Any) -> Rule:
     if settings.mode == "exact":
         return Exact()
     if settings.mode == "tolerance":
         if not 0 <= settings.bonus <= 1:
             raise BadInput(f"a tolerance lies between 0 and 1, not {settings.bonus}")
         return Tolerance(settings.bonus)
-    coarse = CoarseGrained(_groups(settings, folder).channels[0])
+    coarse = CoarseGrained(_groups(settings, folder, head).channels[0])
     return coarse if settings.mode == "pcg" else Budgeted(coarse, settings.delta, settings.total)

@@ -181,6 +181,13 @@ class DepthHead(TokenHead):
         y = self.transformer(torch.stack(inputs, 1))
         return [level(y[:, k]) for k, level in enumerate(self.levels)]
 
+    def blind_logits(self, hidden: Tensor, first: Tensor) -> Tensor:
+        """Logits `[n, K - 1, vocab]` of the levels above 0 from `hidden[n, width]` and the code of level 0 alone."""
+        above = self.place[2:].expand(len(hidden), -1, -1)
+        begin = torch.stack([self.start(self.norm(hidden)) + self.place[0], self._input(1, first)], 1)
+        y = self.transformer(torch.cat([begin, above], 1))
+        return torch.stack([level(y[:, k]) for k, level in enumerate(self.levels) if k], 1)
+
     def sample(
         self,
         hidden: Tensor,

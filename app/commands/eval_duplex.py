@@ -22,6 +22,13 @@ def duplex(
     asr: Annotated[
         str | None, typer.Option("--asr", help="faster-whisper folder or hub name; without it no answers are judged.")
     ] = None,
+    slots: Annotated[
+        int, typer.Option("--slots", min=1, max=64, help="Dialogues played at once, in one batch; the same result.")
+    ] = 1,
+    minutes: Annotated[
+        float | None,
+        typer.Option("--minutes", help="Instead: one session of so long, without a reset; the dialogues in turn."),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same conversations.")] = 0,
     threads: Annotated[int, typer.Option("--threads", min=1, max=256, help="CPU threads.")] = 1,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
@@ -29,8 +36,11 @@ def duplex(
     """Play scripted dialogues to a model and judge its turn-taking (Full-Duplex-Bench), and its answers with --asr."""
     if out is not None and out.exists() and not out.is_dir():
         raise BadInput(f"{out} is a file; name a folder")
+    if minutes is not None and (slots > 1 or limit is not None):
+        raise BadInput("--minutes is one session over all dialogues; leave --slots and --limit out")
     from ...dialogue.loading import load_duplex
     from ...evaluation.duplex_run import run_duplex
+    from ...evaluation.duplex_session import run_session
     from ..runtime import use_threads
 
     use_threads(threads)
@@ -41,9 +51,22 @@ def duplex(
 
         recognise = recogniser(asr, threads)
     with _progress(quiet) as tick:
-        report = run_duplex(
-            dialogues, parts, split=split, limit=limit, seed=seed, out=out, recognise=recognise, tick=tick
-        )
+        if minutes is None:
+            report = run_duplex(
+                dialogues,
+                parts,
+                split=split,
+                limit=limit,
+                seed=seed,
+                slots=slots,
+                out=out,
+                recognise=recognise,
+                tick=tick,
+            )
+        else:
+            report = run_session(
+                dialogues, parts, minutes, split=split, seed=seed, out=out, recognise=recognise, tick=tick
+            )
     typer.echo(report.markdown())
     if out is not None:
         typer.echo(f"written to {out}", err=True)

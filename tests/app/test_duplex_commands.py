@@ -77,6 +77,7 @@ def test_a_pipe_gives_as_much_as_it_takes(run: Run, folder: Path, user: np.ndarr
         (["corpus", "dialogues", "--out", "d", "--user", "nobody"], "nobody"),
         (["corpus", "dialogues", "--out", "d", "--user", "joe", "--split", "dev"], "dev"),
         (["eval", "duplex", "--dialogues", "none", "--model", "none"], "corpus dialogues"),
+        (["eval", "duplex", "--dialogues", "none", "--minutes", "3", "--slots", "2"], "--slots"),
     ],
 )
 def test_what_is_wrong_is_one_line(run: Run, folder: Path, user: np.ndarray, arguments: list[str], words: str) -> None:
@@ -90,3 +91,6 @@ def test_dialogues_are_made_and_judged(run: Run, tmp_path: Path) -> None:
     assert judged.code == 0, judged.err
     assert b"| response rate | 1.000 |" in judged.out
     assert (tmp_path / "report" / "timeline.png").exists()
+    assert b"| goodbye |" not in judged.out  # nobody listened to the answers
+    long = run("eval", "duplex", "--dialogues", "d", "--model", "none", "--minutes", 1, "-q")
+    assert b"| silence collapses | 0.000 |" in long.out, long.err

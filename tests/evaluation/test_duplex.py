@@ -17,10 +17,14 @@ from quaver.evaluation.duplex import (
     Span,
     activity,
     answers,
+    by_topic,
+    collapses,
     draw_timeline,
+    longest_silence,
     score,
     table,
     talkspurts,
+    topic_table,
 )
 
 from ..laws import many
@@ -130,6 +134,42 @@ def test_scores_add_up_and_nothing_measured_is_none() -> None:
     assert DuplexScores().figures()["response rate"] is None
     assert "| response rate | 1.000 | 2 |" in table(both)
     assert "–" in table(DuplexScores())
+
+
+@pytest.mark.parametrize(
+    ("spoken", "found"),
+    [
+        ([(2.2, 3), (8.2, 9), (14.2, 15)], 0),
+        ([(2.2, 3), (8.2, 9)], 1),  # nothing after the third turn
+        ([(2.2, 3), (20, 21)], 1),  # two turns within one silence
+        ([], 1),
+        ([(7.9, 24)], 0),  # begins before the second turn is over, and speaks on
+    ],
+)
+def test_a_silence_in_which_turns_go_unanswered_is_one_collapse(spoken: list[Span], found: int) -> None:
+    turns = [Event("turn", 0, 2), Event("turn", 6, 8), Event("turn", 12, 14), Event("end", 15, 15)]
+    assert collapses(spoken, turns, 30) == found
+    assert collapses(spoken, [Event("noise", 3, 4)], 30) == 0
+
+
+def test_the_longest_silence() -> None:
+    assert longest_silence([(1, 2), (6, 7)], 0, 10) == 4
+    assert longest_silence([(1, 2), (6, 7)], 1.5, 20) == 13
+    assert longest_silence([], 2, 10) == 8
+    assert longest_silence([(0, 9)], 2, 5) == 0
+
+
+def test_answers_by_topic() -> None:
+    judged = [("sum", "it is 7", "seven|7"), ("sum", "", "seven|7"), ("", "no", "yes"), ("name", "Zoe", "zoe")]
+    found = by_topic(judged)
+    assert found == {"sum": (1, 2), "name": (1, 1)}
+    both = DuplexScores(right_by_topic=found) + DuplexScores(
+        right_by_topic={"sum": (1, 1)}, written_by_topic={"day": (0, 3)}
+    )
+    assert both.right_by_topic == {"name": (1, 1), "sum": (2, 3)}
+    assert "| sum | 0.667 | – | 3 |" in topic_table(both)
+    assert "| day | – | 0.000 | 3 |" in topic_table(both)
+    assert topic_table(DuplexScores()) == ""
 
 
 def test_the_picture(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from quaver.training.tasks.draft import group_loss
 from quaver.tts.drafters import LMDrafter, load_drafter
 from quaver.tts.groups import build_groups, code_embeddings, save_groups, weights_hash
 from quaver.tts.speculative import Channel
-from quaver.tts.speculative_depth import SpeculativeHead
+from quaver.tts.speculative_depth import HeadDrafter, ResidualDrafter, SpeculativeHead
 from quaver.tts.speculative_plan import SpeculativeGeneration
 from quaver.tts.speculative_voice import SpeculationSettings, load_depth_drafter, speculate
 from quaver.tts.synthesizer import load_lm
@@ -109,15 +109,33 @@ def test_a_drafter_along_depth_learns_and_loads(task: str, recipe: MakeRecipe, t
     voice = Voice(lm)
     speculate(voice, str(target), SpeculationSettings())
     assert isinstance(voice.lm.head, SpeculativeHead)
+    assert isinstance(voice.lm.head.drafter, ResidualDrafter)
     lm.head = head
     with pytest.raises(MissingFile, match="groups build"):
-        speculate(voice, str(target), SpeculationSettings(mode="pcg"))
+        speculate(voice, str(target), SpeculationSettings(mode="pcg", groups=tmp_path / "none.safetensors"))
     with pytest.raises(BadInput, match="one codebook"):
         speculate(voice, str(target), SpeculationSettings(mode="tolerance"))
     with pytest.raises(BadInput, match="along time"):
         speculate(voice, str(target), SpeculationSettings(draft="lookup"))
     with pytest.raises(ConfigError, match="other weights"):
         load_depth_drafter(str(target / "draft"), head, "0" * 64)
+
+
+@pytest.mark.parametrize("task", ["lm", "token_lm"])
+def test_along_depth_nothing_needs_to_be_trained_or_built(task: str, recipe: MakeRecipe, tmp_path: Path) -> None:
+    block = {"width": 8, "layers": 1, "heads": 2, "hidden": 8}
+    target = tmp_path / "target"
+    train(recipe(task, model={} if task == "lm" else {"head": "depth", "block": block}), target)
+    lm: Any = (load_lm if task == "lm" else load_token_lm)(str(target))[0]
+    head = lm.head
+    for mode in ("exact", "pcg", "budgeted"):
+        voice = Voice(lm)
+        speculate(voice, str(target), SpeculationSettings.model_validate({"mode": mode}))
+        assert isinstance(voice.lm.head.drafter, HeadDrafter)
+        lm.head = head
+    save_groups(build_groups(code_embeddings(head)), target / "groups.safetensors", "1" * 64)
+    with pytest.raises(ConfigError, match="other weights"):  # a file that is there counts
+        speculate(Voice(lm), str(target), SpeculationSettings(mode="pcg"))
 
 
 def test_a_model_that_cannot_speculate_says_which_can(recipe: MakeRecipe, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from quaver.tts.groups import build_groups, code_embeddings
 from quaver.tts.heads import CategoricalHead
 from quaver.tts.sampling import SamplingConfig
 from quaver.tts.speculative import Rule, Tolerance
-from quaver.tts.speculative_depth import ResidualDrafter, SpeculativeHead, depth_rule
+from quaver.tts.speculative_depth import DepthDrafter, HeadDrafter, ResidualDrafter, SpeculativeHead, depth_rule
 from quaver.tts.token_heads import DepthHead, ParallelHead
 
 from ..laws import few, randn, randomised
@@ -29,11 +29,16 @@ def target(kind: str, codebooks: int = 3, vocab: int = 4) -> DepthHead | Categor
     return randomised(CategoricalHead(8, codebooks, vocab, hidden=8), 1, 0.4)
 
 
-def speculative(kind: str, redraft: bool = True, rule: Rule | None = None, **sizes: int) -> SpeculativeHead:
+def speculative(
+    kind: str, redraft: bool = True, rule: Rule | None = None, own: bool = False, **sizes: int
+) -> SpeculativeHead:
+    """`own`: the head drafts for itself."""
     head = target(kind, **sizes)
     first = head.vocab + (1 if kind == "depth" else 0)
     torch.manual_seed(1)
-    drafter = randomised(ResidualDrafter(8, head.codebooks, head.vocab, first, hidden=6), 3, 0.5)
+    drafter: DepthDrafter = HeadDrafter(head)
+    if not own:
+        drafter = randomised(ResidualDrafter(8, head.codebooks, head.vocab, first, hidden=6), 3, 0.5)
     return SpeculativeHead(head, drafter, rule, redraft)
 
 
@@ -57,10 +62,26 @@ def pvalue(head: SpeculativeHead, rows: int = 20_000) -> float:
     return float(chisquare(seen[keep].numpy(), (wanted * seen.sum() / wanted.sum())[keep].numpy()).pvalue)
 
 
+@pytest.mark.parametrize("own", [True, False])
 @pytest.mark.parametrize("redraft", [True, False])
 @pytest.mark.parametrize("kind", ["depth", "chain"])
-def test_frames_follow_the_heads_own_law(kind: str, redraft: bool) -> None:
-    assert pvalue(speculative(kind, redraft)) > 1e-4
+def test_frames_follow_the_heads_own_law(kind: str, redraft: bool, own: bool) -> None:
+    assert pvalue(speculative(kind, redraft, own=own)) > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["depth", "chain"])
+@torch.no_grad()
+def test_a_head_that_drafts_for_itself_misses_only_what_is_not_drawn(kind: str) -> None:
+    """Level 1 has all that it needs, so its draft is the target's own law and is always kept."""
+    head = target(kind, codebooks=5, vocab=6)
+    hidden, codes = randn(7, 8), torch.randint(6, (7, 5), generator=torch.Generator().manual_seed(2))
+    blind, seeing = head.blind_logits(hidden, codes[:, 0]), torch.stack(head.logits(hidden, codes)[1:], 1)
+    assert blind.shape == seeing.shape
+    torch.testing.assert_close(blind[:, 0], seeing[:, 0])
+    assert not torch.allclose(blind[:, 1:], seeing[:, 1:])
+    other = codes.clone()
+    other[:, 1:] = 0
+    assert torch.equal(blind, head.blind_logits(hidden, other[:, 0]))
 
 
 def test_a_constant_bonus_does_not_follow_it() -> None:
@@ -68,10 +89,10 @@ def test_a_constant_bonus_does_not_follow_it() -> None:
 
 
 @few
-@given(seed=st.integers(0, 1000), kind=st.sampled_from(["depth", "chain"]), redraft=st.booleans())
+@given(seed=st.integers(0, 1000), kind=st.sampled_from(["depth", "chain"]), redraft=st.booleans(), own=st.booleans())
 @torch.no_grad()
-def test_greedy_frames_are_the_heads_greedy_frames(seed: int, kind: str, redraft: bool) -> None:
-    head = speculative(kind, redraft, codebooks=6, vocab=9)
+def test_greedy_frames_are_the_heads_greedy_frames(seed: int, kind: str, redraft: bool, own: bool) -> None:
+    head = speculative(kind, redraft, own=own, codebooks=6, vocab=9)
     hidden, u = randn(5, 8, seed=seed), uniform(5, 6, seed)
     assert torch.equal(head.sample(hidden, u, GREEDY), head.head.sample(hidden, u, GREEDY))
     assert 1 <= head.figures.rounds <= 5

@@ -84,7 +84,7 @@ def test_bad_settings_are_one_line(run: Run, tmp_path: Path, voice: Path, drafte
     assert_one_line(run(*job, drafted, "--speculate", "maybe"), "off, exact")
     assert_one_line(run(*job, drafted, "--speculate", "exact", "--draft-length", "auto"), "give a number")
     assert_one_line(run(*job, drafted, "--speculate", "budgeted", "--delta", -1), "negative")
-    assert run(*job, voice, "--speculate", "exact", "-w", 1).code == 3  # no drafter: the row says so
+    assert run(*job, voice, "--speculate", "exact", "--draft", "lookup", "-w", 1).code == 3  # the row says why
     assert "draft" in lines(tmp_path / "out" / "failed.jsonl")[0]["reason"]
 
 
