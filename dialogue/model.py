@@ -12,6 +12,7 @@ same network a dialogue model (0), a streaming recogniser (text later) or a stre
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +25,10 @@ from ..nn.transformer import Transformer, TransformerConfig
 from ..tts.patterns import DelayPattern
 from .depth import DepthConfig, DepthTransformer
 
-__all__ = ["DuplexConfig", "DuplexLogits", "DuplexModel", "LossWeights", "delays_of"]
+__all__ = ["DuplexConfig", "DuplexLogits", "DuplexModel", "LossWeights", "Mode", "delays_of"]
 
 IGNORED = -100
+Mode = Literal["dialogue", "recogniser", "synthesizer"]
 
 
 def delays_of(own: int, user: int, text: int = 0, acoustic: int = 1) -> tuple[int, ...]:
@@ -94,6 +96,12 @@ class DuplexConfig(BaseModel):
     @property
     def stream_delays(self) -> tuple[int, ...]:
         return delays_of(self.own, self.user) if self.delays is None else self.delays
+
+    @property
+    def mode(self) -> Mode:
+        """What the delays make of the network: text after all audio is recognition, text before it synthesis."""
+        text, *audio = self.stream_delays
+        return "recogniser" if text > max(audio) else "synthesizer" if text < min(audio) else "dialogue"
 
     def with_text_delay(self, frames: int) -> DuplexConfig:
         """The same network with its text so many frames after (recogniser) or before (synthesizer) the audio."""

@@ -66,6 +66,9 @@ class DuplexTask:
         self.settings = DuplexConfig.model_validate(made | recipe.model)
         self.model = DuplexModel(self.settings)
         start_from(self.model, recipe)
+        if recipe.init is not None and self.options.text_of == "user" and self.settings.heard is not None:
+            # Such a text is what the second head of a dialogue model writes already.
+            self.model.text_head.load_state_dict(self.model.heard_head.state_dict())
         self.network = _Network(self.model, self.options)
         self.rows, weights = [], []
         for source in recipe.data:
