@@ -8,7 +8,6 @@ steps.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ from ...codecs.loading import load_codec, model_folder
 from ...errors import ConfigError
 from ...tts.latent_heads import LatentHead
 from ...tts.lm import SpeechLM
-from ...tts.synthesizer import load_lm
 from ..align import check_latents, latents_track
 from ..pack import ALIGN_RATE, SAMPLE_RATE
 from ..sampling import Pick
@@ -41,8 +39,6 @@ class Options(LMOptions):
     codes: name or folder of the codec of latents. noise: largest share of the past's variance that is noise.
     losses: weights of the head's losses. warm: steps before MELLE's KL counts. normalise: whether the latents are
         normalised by their own mean and scale (a mel is as it is).
-    body: a trained model of the same size over the same latents, with any head: all that fits is taken from it, so that
-        heads can be compared without learning to read again for each.
     """
 
     noise: float = Field(default=0.3, ge=0, lt=1)
@@ -52,7 +48,6 @@ class Options(LMOptions):
     warm: int = 100
     normalise: bool = False
     share: float = 1.0
-    body: str | None = None
 
 
 class LatentLMTask(LMTask):
@@ -83,23 +78,9 @@ class LatentLMTask(LMTask):
                 f"{latent.group} frames of {self.options.codes} have {self.steps_of.frame_spec.dim} numbers; "
                 f"model.latent.dim says {latent.dim}"
             )
-        if self.options.body is not None:
-            self._take_body(self.options.body)
         if self.options.normalise and not bool((self._head.mean != 0).any()):
             self._head.fit(self._examples())
         return _Network(self.model, self.options, self.steps_of)
-
-    def _take_body(self, name: str) -> None:
-        other, codec = load_lm(name)
-        own, given = self.model.state_dict(), other.state_dict()
-        fits = {key: x for key, x in given.items() if key in own and own[key].shape == x.shape}
-        lacking = [key for key in own if not key.startswith("head.") and key not in fits]
-        if lacking or Path(codec).name != Path(self.options.codes).name:
-            raise ConfigError(
-                f"options.body={name} (over {codec}) does not fit {', '.join(lacking[:3]) or 'these latents'}; give a "
-                "model of the same backbone, voices and codec"
-            )
-        self.model.load_state_dict(fits, strict=False)
 
     @property
     def _head(self) -> LatentHead:

@@ -17,8 +17,10 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from ...codecs.loading import load_weights, model_folder, read_config, validated
+from ...errors import ConfigError
 from ...tts.latent_heads import LatentHead
 from ...tts.lm import SpeechLM, SpeechLMConfig, phone_features
+from ...tts.synthesizer import load_lm
 from ...tts.text import is_pause
 from ..align import pointers, progress_of, speaking_rate
 from ..pack import ALIGN_RATE, Pack
@@ -35,6 +37,8 @@ class Options(BaseModel):
     weights: of the codebooks in the loss. advance: weight of the pointer's loss.
     share: share of the frames on which the (wide) code heads are trained in a step.
     rate_drop: share of utterances trained without knowing their speaking rate.
+    body: a trained model of the same size over the same codes or latents, with any head: all that fits is taken from
+        it, so that heads can be compared without learning to read again for each.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,6 +50,7 @@ class Options(BaseModel):
     advance: float = 0.3
     share: float = 0.5
     rate_drop: float = 0.1
+    body: str | None = None
 
 
 class LMTask:
@@ -71,6 +76,20 @@ class LMTask:
         else:
             self.model = _continued(model_folder(str(recipe.init)), recipe.model, rates)
         self.settings = self.model.config
+        if self.options.body is not None:
+            self._take_body(self.options.body)
+
+    def _take_body(self, name: str) -> None:
+        other, codec = load_lm(name)
+        own, given = self.model.state_dict(), other.state_dict()
+        fits = {key: x for key, x in given.items() if key in own and own[key].shape == x.shape}
+        lacking = [key for key in own if not key.startswith("head.") and key not in fits]
+        if lacking or Path(codec).name != Path(self.options.codes).name:
+            raise ConfigError(
+                f"options.body={name} (over {codec}) does not fit {', '.join(lacking[:3]) or 'this codec'}; give a "
+                "model of the same backbone, voices and codec"
+            )
+        self.model.load_state_dict(fits, strict=False)
 
     def _network(self) -> nn.Module:
         return _Network(self.model, self.options)
