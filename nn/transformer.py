@@ -247,7 +247,7 @@ class Transformer(StreamingModule):
             at = state["position"][:, None] + torch.arange(time, device=x.device)
             write, mask = self._ring(at, state)
             positions = at if positions is None else positions
-            if not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type):
+            if x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
                 # What attention would make of a truth value, once for all layers.
                 mask = torch.where(mask, 0.0, float("-inf")).to(x.dtype)
             state.update("position", state["position"] + time)

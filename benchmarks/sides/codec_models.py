@@ -79,11 +79,12 @@ def our_encodec() -> Entry:
 
 def our_mimi(recorded: bool = False, half: bool = False) -> Entry:
     from quaver.codecs.mimi import MimiCodec, MimiConfig
-    from quaver.nn.packed import pack_linears
+    from quaver.nn.packed import lay_out_linears, pack_linears
 
     codec = MimiCodec(MimiConfig()).eval()
     codec.keep(MIMI_LEVELS)
     parameters = size(codec)
+    lay_out_linears(codec)  # as `load_mimi` does
     if half:
         pack_linears(codec)
     made = of_ours(codec, recorded=recorded)
