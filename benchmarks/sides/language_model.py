@@ -58,7 +58,7 @@ class Plain(nn.Module):
 
     def __init__(self, size: str, window: int, chunk: int, half: bool) -> None:
         super().__init__()
-        from quaver.nn.packed import pack_linears
+        from quaver.nn.packed import lay_out_linears, pack_linears
         from quaver.nn.state import State
 
         s, held = SIZES[size], weights(size)
@@ -73,8 +73,7 @@ class Plain(nn.Module):
         assert not missing.unexpected_keys
         assert all("norm" in name for name in missing.missing_keys)
         self.parameters_held = sum(p.numel() for p in self.parameters())
-        if half:
-            pack_linears(self)
+        (pack_linears if half else lay_out_linears)(self)  # as models are loaded
         self.state = State(1)
         self.state.child("backbone", self.backbone)
         self.state.add("token", dtype=torch.long)
