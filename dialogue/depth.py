@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
+from ..nn.norm import RMSNorm
+
 __all__ = ["DepthConfig", "DepthTransformer"]
 
 
@@ -43,10 +45,10 @@ class _Block(nn.Module):
         super().__init__()
         width = config.width
         self.heads = config.heads
-        self.attention_norm = nn.RMSNorm(width, eps=config.eps)
+        self.attention_norm = RMSNorm(width, eps=config.eps)
         self.qkv = _linears(sets, width, 3 * width)
         self.out = _linears(sets, width, width)
-        self.mlp_norm = nn.RMSNorm(width, eps=config.eps)
+        self.mlp_norm = RMSNorm(width, eps=config.eps)
         self.gate_up = _linears(sets, width, 2 * config.hidden)
         self.down = _linears(sets, config.hidden, width)
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
 from ..errors import BadInput
+from .norm import RMSNorm, rms_norm
 from .state import State, StreamingModule
 
 __all__ = ["Transformer", "TransformerConfig"]
@@ -75,13 +76,13 @@ def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
-def _norm(x: Tensor, norm: nn.RMSNorm) -> Tensor:
-    """RMSNorm; as a function, for at batch 1 even the call of a module is felt."""
-    return F.rms_norm(x, norm.normalized_shape, norm.weight, norm.eps)
-
-
 def _same(x: Tensor) -> Tensor:
     return x
+
+
+def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x.to(dtype)`; a recording keeps the call that changes nothing."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 class _Attention(StreamingModule):
@@ -93,8 +94,8 @@ class _Attention(StreamingModule):
         self.capacity = config.window + config.slack
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
         if config.qk_norm:
-            self.q_norm = nn.RMSNorm(config.head_dim, eps=config.eps)
-            self.k_norm = nn.RMSNorm(config.head_dim, eps=config.eps)
+            self.q_norm = RMSNorm(config.head_dim, eps=config.eps)
+            self.k_norm = RMSNorm(config.head_dim, eps=config.eps)
         else:  # something that follows the module's device and dtype, for the state
             self.register_buffer("like", torch.zeros(()), persistent=False)
         self.out = nn.Linear(config.width, config.width, bias=False)
@@ -113,19 +114,19 @@ class _Attention(StreamingModule):
     ) -> Tensor:
         batch, time, _ = x.shape
         qkv = self.qkv(x).view(batch, time, 3, self.config.heads, self.config.head_dim)
-        v = qkv[:, :, 2].transpose(1, 2)
+        v = qkv.select(2, 2).transpose(1, 2)
         # Queries and keys are normalised and rotated together: at batch 1 the count of operations is the cost.
-        qk = qkv[:, :, :2]
+        qk = qkv.narrow(2, 0, 2)
         if self.config.qk_norm:
             gain = torch.stack([self.q_norm.weight, self.k_norm.weight])[:, None]
-            qk = F.rms_norm(qk, (self.config.head_dim,), eps=self.config.eps) * gain
-        qk = rotate(qk, tables).to(v.dtype)
+            qk = rms_norm(qk, self.config.eps, gain)
+        qk = _as(rotate(qk, tables), v.dtype)
         q, k = qk.permute(0, 2, 3, 1, 4).unbind(1)
         if state is not None and write is not None:
-            index = write[:, None, :, None].expand(-1, self.config.heads, -1, self.config.head_dim)
+            held = state["keys"].dtype
             # Written for frozen slots too: the place lies past their position, so it holds nothing of value.
-            k = state["keys"].scatter_(2, index, k.to(state["keys"].dtype)).to(v.dtype)
-            v = state["values"].scatter_(2, index, v.to(state["values"].dtype)).to(v.dtype)
+            k = _as(state["keys"].scatter_(2, write, _as(k, held)), v.dtype)
+            v = _as(state["values"].scatter_(2, write, _as(v, held)), v.dtype)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=False)
         return self.out(y.transpose(1, 2).reshape(batch, time, -1))
 
@@ -133,9 +134,9 @@ class _Attention(StreamingModule):
 class _Block(StreamingModule):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.width, eps=config.eps)
+        self.attention_norm = RMSNorm(config.width, eps=config.eps)
         self.attention = _Attention(config)
-        self.mlp_norm = nn.RMSNorm(config.width, eps=config.eps)
+        self.mlp_norm = RMSNorm(config.width, eps=config.eps)
         self.gate_up = nn.Linear(config.width, 2 * config.hidden, bias=False)
         self.down = nn.Linear(config.hidden, config.width, bias=False)
         self.dropout = nn.Dropout(config.dropout) if config.dropout else _same
@@ -155,13 +156,13 @@ class _Block(StreamingModule):
     ) -> Tensor:
         child = None if state is None else state.child("attention")
         if self.modulation is None:
-            x = x + self.dropout(self.attention(_norm(x, self.attention_norm), tables, mask, write, child))
-            return x + self.dropout(self._mlp(_norm(x, self.mlp_norm)))
+            x = x + self.dropout(self.attention(self.attention_norm(x), tables, mask, write, child))
+            return x + self.dropout(self._mlp(self.mlp_norm(x)))
         assert condition is not None
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, -1)
-        y = _norm(x, self.attention_norm) * (1 + scale1) + shift1
+        y = self.attention_norm(x) * (1 + scale1) + shift1
         x = x + gate1 * self.dropout(self.attention(y, tables, mask, write, child))
-        y = _norm(x, self.mlp_norm) * (1 + scale2) + shift2
+        y = self.mlp_norm(x) * (1 + scale2) + shift2
         return x + gate2 * self.dropout(self._mlp(y))
 
     def _mlp(self, x: Tensor) -> Tensor:
@@ -194,8 +195,8 @@ class Transformer(StreamingModule):
     def _block(self) -> StreamingModule:
         return _Block(self.config)
 
-    def _last_norm(self) -> nn.RMSNorm | None:
-        return nn.RMSNorm(self.config.width, eps=self.config.eps)
+    def _last_norm(self) -> RMSNorm | None:
+        return RMSNorm(self.config.width, eps=self.config.eps)
 
     def _init_weights(self) -> None:
         for name, parameter in self.named_parameters():
@@ -245,18 +246,19 @@ class Transformer(StreamingModule):
             if time > self.config.slack + 1:
                 raise BadInput(f"chunk of {time} positions; this cache takes at most {self.config.slack + 1} at a time")
             at = state["position"][:, None] + torch.arange(time, device=x.device)
-            write, mask = self._ring(at, state)
+            places, mask = self._ring(at, state)
+            write = places[:, None, :, None].expand(-1, self.config.heads, -1, self.config.head_dim)
             positions = at if positions is None else positions
             if x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
                 # What attention would make of a truth value, once for all layers.
                 mask = torch.where(mask, 0.0, float("-inf")).to(x.dtype)
             state.update("position", state["position"] + time)
         cos, sin = rope_tables(positions, self.config.head_dim, self.config.rope_base)
-        tables = cos[:, :, None, None].to(x.dtype), sin[:, :, None, None].to(x.dtype)
+        tables = _as(cos[:, :, None, None], x.dtype), _as(sin[:, :, None, None], x.dtype)
         for i, layer in enumerate(self.layers):
             child = None if state is None else state.child(f"layers.{i}")
             x = layer(x, tables, mask, write, condition, child)
-        return x if self.norm is None else _norm(x, self.norm)
+        return x if self.norm is None else self.norm(x)
 
     def _offline_mask(self, time: int, device: torch.device) -> Tensor | None:
         if not self.config.causal:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from ..errors import BadInput
+from ..nn.norm import RMSNorm
 from ..nn.state import State, StreamingModule
 from ..nn.transformer import Transformer, TransformerConfig
 
@@ -69,11 +70,11 @@ class _CrossAttention(StreamingModule):
     def __init__(self, width: int, config: CrossConfig) -> None:
         super().__init__()
         self.config, self.head_dim = config, width // config.heads
-        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.norm = RMSNorm(width, eps=1e-6)
         self.query = nn.Linear(width, width, bias=False)
         self.memory = nn.Linear(width, 2 * width, bias=False)
-        self.q_norm = nn.RMSNorm(self.head_dim, eps=1e-6)
-        self.k_norm = nn.RMSNorm(self.head_dim, eps=1e-6)
+        self.q_norm = RMSNorm(self.head_dim, eps=1e-6)
+        self.k_norm = RMSNorm(self.head_dim, eps=1e-6)
         self.out = nn.Linear(width, width, bias=False)
         if config.relative:
             d = torch.arange(-config.distance, config.distance + 1).float()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..nn.norm import RMSNorm
 from .sampling import SamplingConfig, sample_code
 from .token_heads import Mix, TokenHead
 
@@ -30,7 +31,7 @@ class CategoricalHead(TokenHead):
     def __init__(self, width: int, codebooks: int, vocab: int, hidden: int = 256, chain: bool = True) -> None:
         super().__init__(width, codebooks, vocab, stops=0)
         self.chain = chain
-        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.norm = RMSNorm(width, eps=1e-6)
         self.link = nn.Parameter(torch.full((codebooks, width), 8.0))  # table rows are small, the hidden state is not
         self.levels = nn.ModuleList(
             nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, vocab)) for _ in range(codebooks)

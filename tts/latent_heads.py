@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..nn.noise import frame_noise
+from ..nn.norm import RMSNorm
 from .sampling import SamplingConfig
 
 __all__ = ["GaussianHead", "LatentConfig", "LatentHead", "MelleHead", "MlpFlowHead", "make_latent_head"]
@@ -92,7 +93,7 @@ class LatentHead(nn.Module):
         self.second = nn.Linear(config.prenet, config.prenet)
         self.into = nn.Linear(config.prenet, width)
         self.none = nn.Parameter(0.1 * torch.randn(width))
-        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.norm = RMSNorm(width, eps=1e-6)
         if config.stop == "distance" and not isinstance(self, GaussianHead):
             raise ConfigError("only a gaussian head predicts a distribution whose distance can end the speech")
         self.ends = nn.Linear(width, 1) if config.stop == "logit" else None

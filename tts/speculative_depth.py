@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BadInput
+from ..nn.norm import RMSNorm
 from .groups import CoarseGrainedLevels, Groups
 from .heads import CategoricalHead
 from .sampling import SamplingConfig, draw, sampling_law
@@ -42,7 +43,7 @@ class ResidualDrafter(nn.Module):
         if codebooks < 2:
             raise BadInput("along depth there must be at least two codebooks")
         self.codebooks, self.vocab = codebooks, vocab
-        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.norm = RMSNorm(width, eps=1e-6)
         self.enter = nn.Linear(width, hidden)
         self.code = nn.Embedding(first, hidden)
         self.middle = nn.Linear(hidden, (codebooks - 1) * hidden)

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..nn.norm import RMSNorm
 from ..nn.transformer import Transformer, TransformerConfig
 from .sampling import SamplingConfig, draw, filtered_probabilities, repetition_aware
 
@@ -118,7 +119,7 @@ class ParallelHead(TokenHead):
 
     def __init__(self, width: int, codebooks: int, vocab: int, hidden: int = 0, stops: int = STOPS) -> None:
         super().__init__(width, codebooks, vocab, stops)
-        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.norm = RMSNorm(width, eps=1e-6)
         self.levels = nn.ModuleList(_level(width, hidden, self.size(k)) for k in range(codebooks))
 
     def logits(self, hidden: Tensor, codes: Tensor) -> list[Tensor]:
@@ -162,7 +163,7 @@ class DepthHead(TokenHead):
         super().__init__(width, codebooks, vocab, stops)
         sizes = depth or TransformerConfig(width=width, layers=2, hidden=2 * width)
         sizes = sizes.model_copy(update={"window": codebooks, "slack": 0, "causal": True, "condition": None})
-        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.norm = RMSNorm(width, eps=1e-6)
         self.start = nn.Linear(width, sizes.width)
         self.below = nn.ModuleList(nn.Linear(width, sizes.width) for _ in range(codebooks - 1 if own else 1))
         self.place = nn.Parameter(0.02 * torch.randn(codebooks, sizes.width))
@@ -230,8 +231,8 @@ class MultiTokenHead(ParallelHead):
         sizes = block or TransformerConfig(width=width, hidden=2 * width)
         sizes = sizes.model_copy(update={"width": width, "layers": 1, "window": drafts + 1, "causal": True})
         self.drafts = drafts
-        self.code_norms = nn.ModuleList(nn.RMSNorm(width, eps=1e-6) for _ in range(drafts))
-        self.hidden_norms = nn.ModuleList(nn.RMSNorm(width, eps=1e-6) for _ in range(drafts))
+        self.code_norms = nn.ModuleList(RMSNorm(width, eps=1e-6) for _ in range(drafts))
+        self.hidden_norms = nn.ModuleList(RMSNorm(width, eps=1e-6) for _ in range(drafts))
         self.joins = nn.ModuleList(nn.Linear(2 * width, width, bias=False) for _ in range(drafts))
         self.blocks = nn.ModuleList(Transformer(sizes) for _ in range(drafts))
 
