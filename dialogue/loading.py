@@ -9,6 +9,7 @@ from ..codecs.base import Codec
 from ..codecs.loading import load_codec, load_weights, read_json, read_model, validated
 from ..nn.packed import pack_linears
 from .model import DuplexConfig, DuplexModel
+from .modes import BATCHES
 from .monologue import Vocabulary, load_vocabulary
 from .session import DuplexBatch, DuplexSession, DuplexSettings
 
@@ -25,12 +26,14 @@ class DuplexParts:
     settings: DuplexSettings
 
     def session(self, settings: DuplexSettings | None = None) -> DuplexSession:
-        """One conversation."""
-        return DuplexSession(self.model, self.codec, self.vocabulary, settings or self.settings)
+        """One conversation (or one slot of what `batch` gives)."""
+        kind = BATCHES[self.model.config.mode]
+        return DuplexSession(self.model, self.codec, self.vocabulary, settings or self.settings, kind)
 
     def batch(self, slots: int, *, recorded: bool = False) -> DuplexBatch:
-        """Many; for `recorded` see `DuplexBatch`."""
-        return DuplexBatch(self.model, self.codec, self.vocabulary, slots, recorded=recorded)
+        """Many; of a model whose text's delay makes it a recogniser or a synthesizer, many of those (`dialogue.modes`).
+        For `recorded` see `DuplexBatch`."""
+        return BATCHES[self.model.config.mode](self.model, self.codec, self.vocabulary, slots, recorded=recorded)
 
 
 def load_duplex(name: str, *, packed: bool = True) -> DuplexParts:

@@ -75,6 +75,9 @@ class DuplexBatch:
     two to three times cheaper, with the same bits.
     """
 
+    speaks = True
+    """Whether it has a voice (`modes.RecogniserBatch` has none)."""
+
     def __init__(
         self, model: DuplexModel, codec: Codec, vocabulary: Vocabulary, slots: int = 1, *, recorded: bool = False
     ) -> None:
@@ -83,11 +86,11 @@ class DuplexBatch:
             raise ConfigError(f"the model speaks codes of {config.vocab}, the codec gives {spec}")
         if vocabulary.size > config.text_vocab or (vocabulary.pad, vocabulary.epad) != (config.pad, config.epad):
             raise ConfigError(f"the vocabulary ({vocabulary.size} tokens) is not the one of the model")
-        if not config.own or config.levels < config.own:
+        if self.speaks and (not config.own or config.levels < config.own):
             raise ConfigError("this model predicts no voice of its own: it can recognise, but not converse")
         self.model, self.codec, self.vocabulary, self.slots = model.eval(), codec, vocabulary, slots
         self.sample_rate, self.frame_size, self.rate = codec.sample_rate, codec.frame_size, spec.rate
-        self.late = max(config.stream_delays[1 : 1 + config.own])
+        self.late = max(config.stream_delays[1 : 1 + config.own], default=0)
         self.ring = 2 * max(config.stream_delays) + 2
         self.device = next(model.parameters()).device
         self.used = [False] * slots
@@ -254,10 +257,21 @@ class DuplexBatch:
         noise = frame_noise(state["seed"], step, 1, 1 + config.own)[..., 0]
         uniform = torch.special.ndtr(noise.double()).float().clamp(max=1 - 2**-24)
         begun = step[:, None] >= model.delays
-        text = sample_rows(model.text_head(hidden), state["text_temperature"], state["text_top_k"], uniform[:, 0])
+        text = torch.where(begun[:, 0], self._draw_text(hidden, uniform[:, 0]), model.text_initial)
+        return self._draw_codes(hidden, text, uniform, begun)
+
+    def _draw_text(self, hidden: Tensor, uniform: Tensor) -> Tensor:
+        """The text token of the column `[slot]`."""
+        config, state = self.model.config, self.state
+        logits = self.model.text_head(hidden)
+        text = sample_rows(logits, state["text_temperature"], state["text_top_k"], uniform)
         text = torch.where(state["listen"] > 0, config.pad, text)
-        text = torch.where(state["speak"] > 0, config.epad, text)
-        drawn, cache = [torch.where(begun[:, 0], text, model.text_initial)], []
+        return torch.where(state["speak"] > 0, config.epad, text)
+
+    def _draw_codes(self, hidden: Tensor, text: Tensor, uniform: Tensor, begun: Tensor) -> Tensor:
+        """The codes under that text, which comes first: `[slot, 1 + own]`."""
+        model, config, state = self.model, self.model.config, self.state
+        drawn, cache = [text], []
         for level in range(config.own):
             y = model.depth.step(model.depth_input(hidden, level, drawn[-1]), level, cache)
             logits = model.depth_heads[level](y)
@@ -296,12 +310,17 @@ class DuplexBatch:
 
 
 class DuplexSession:
-    """One conversation: `step(user_frame) -> DuplexFrame`."""
+    """One conversation: `step(user_frame) -> DuplexFrame`, in a batch of one slot of the given kind."""
 
     def __init__(
-        self, model: DuplexModel, codec: Codec, vocabulary: Vocabulary, settings: DuplexSettings | None = None
+        self,
+        model: DuplexModel,
+        codec: Codec,
+        vocabulary: Vocabulary,
+        settings: DuplexSettings | None = None,
+        kind: type[DuplexBatch] = DuplexBatch,
     ) -> None:
-        self.batch = DuplexBatch(model, codec, vocabulary)
+        self.batch = kind(model, codec, vocabulary)
         self.sample_rate, self.frame_size = self.batch.sample_rate, self.batch.frame_size
         self.batch.join(0, settings)
 

@@ -18,6 +18,7 @@ from ..errors import BadInput
 from ..training.dialogue_audio import DialogueRow, load_dialogues, read_channels
 from .duplex import DuplexScores, activity, answers, by_topic, draw_timeline, score, table, topic_table
 from .duplex_play import Conversation, between, converse, play
+from .words import compare
 
 __all__ = ["Conversation", "DuplexReport", "Recogniser", "converse", "dialogue_scores", "recogniser", "run_duplex"]
 
@@ -144,20 +145,13 @@ def _with_texts(scores: DuplexScores, row: DialogueRow, found: Conversation) -> 
     # A frame or two of the text may stand before the user's last word is over.
     judged = _judged(row, lambda start, end: between(found.said, start - 0.1, end))
     misheard = (0, 0)
-    if found.heard:
-        wanted = " ".join(plain(e.text) for e in row.events if e.kind in ("turn", "interrupt"))
-        misheard = word_errors(wanted, between(found.heard, 0.0, np.inf))
+    wanted = " ".join(plain(e.text) for e in row.events if e.kind in ("turn", "interrupt"))
+    if found.heard and wanted:
+        counts = compare(wanted.split(), between(found.heard, 0.0, np.inf).split())
+        misheard = (counts.errors, counts.length)
     return replace(
         scores, written=answers(pair[1:] for pair in judged), written_by_topic=by_topic(judged), misheard=misheard
     )
-
-
-def word_errors(wanted: str, found: str) -> tuple[int, int]:
-    """Word errors (substitutions, deletions, insertions) and words of the reference; both texts are `plain`."""
-    import jiwer
-
-    counted = jiwer.process_words(wanted, found)
-    return counted.substitutions + counted.deletions + counted.insertions, len(wanted.split())
 
 
 def plain(text: str) -> str:

@@ -31,7 +31,7 @@ def chat(
     text: Annotated[bool, typer.Option("--text/--no-text", help="Show on stderr what the model says.")] = True,
     threads: Annotated[int, typer.Option("--threads", min=1, max=256, help="CPU threads.")] = 1,
 ) -> None:
-    """Let a duplex model hear a recording, and write down what it says meanwhile."""
+    """Let a duplex model hear a recording, and write down what it says meanwhile (of a recogniser: what it hears)."""
     if stream and (source or out or both):
         raise BadInput("--stream reads standard input and writes standard output; leave --in, --out and --both out")
     if not stream and not (source and out):
@@ -44,6 +44,8 @@ def chat(
     if out:
         check_format(out)
     parts = load_duplex(model)
+    if parts.model.config.mode == "synthesizer":
+        raise BadInput(f"{model} speaks what is written for it and hears nothing; see quaver.dialogue.modes.speak")
     changes = {"seed": seed} if temperature is None else {"seed": seed, "temperature": temperature}
     session = parts.session(parts.settings.model_copy(update=changes))
     size, rate = session.frame_size, session.sample_rate

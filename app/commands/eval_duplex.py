@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,12 +33,16 @@ def duplex(
     threads: Annotated[int, typer.Option("--threads", min=1, max=256, help="CPU threads.")] = 1,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
-    """Play scripted dialogues to a model and judge its turn-taking (Full-Duplex-Bench), and its answers with --asr."""
+    """Play scripted dialogues to a model and judge its turn-taking (Full-Duplex-Bench), and its answers with --asr.
+
+    Of a model that recognises or synthesizes (recipes/duplex-asr.yaml, duplex-tts.yaml): its word errors.
+    """
     if out is not None and out.exists() and not out.is_dir():
         raise BadInput(f"{out} is a file; name a folder")
     if minutes is not None and (slots > 1 or limit is not None):
         raise BadInput("--minutes is one session over all dialogues; leave --slots and --limit out")
     from ...dialogue.loading import load_duplex
+    from ...evaluation.duplex_modes import run_mode
     from ...evaluation.duplex_run import run_duplex
     from ...evaluation.duplex_session import run_session
     from ..runtime import use_threads
@@ -50,23 +54,17 @@ def duplex(
         from ...evaluation.duplex_run import recogniser
 
         recognise = recogniser(asr, threads)
+    mode = "dialogue" if parts is None else parts.model.config.mode
+    if minutes is not None and mode != "dialogue":
+        raise BadInput(f"{model} is a {mode}; --minutes is for models that converse")
     with _progress(quiet) as tick:
-        if minutes is None:
-            report = run_duplex(
-                dialogues,
-                parts,
-                split=split,
-                limit=limit,
-                seed=seed,
-                slots=slots,
-                out=out,
-                recognise=recognise,
-                tick=tick,
-            )
+        given: dict[str, Any] = {"split": split, "seed": seed, "out": out, "recognise": recognise, "tick": tick}
+        if minutes is not None:
+            report = run_session(dialogues, parts, minutes, **given)
+        elif parts is None or mode == "dialogue":
+            report = run_duplex(dialogues, parts, limit=limit, slots=slots, **given)
         else:
-            report = run_session(
-                dialogues, parts, minutes, split=split, seed=seed, out=out, recognise=recognise, tick=tick
-            )
+            report = run_mode(dialogues, parts, limit=limit, slots=slots, **given)
     typer.echo(report.markdown())
     if out is not None:
         typer.echo(f"written to {out}", err=True)
