@@ -11,19 +11,27 @@ with other inputs and other slots moving, find such a step, which is then run as
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from .state import State
+from .state import State, StreamingModule
 
-__all__ = ["Step", "record"]
+__all__ = ["AFTER", "SWITCH", "Step", "record", "record_steps", "stepped"]
 
 Step = Callable[..., tuple[Tensor, ...]]
 """`step(*inputs)`; it may read and write a state tree."""
+
+SWITCH = "QUAVER_RECORD"
+"""Environment variable: `0` lets `stepped` run every step as it is."""
+AFTER = 160
+"""Steps of a module before it is recorded. A recording costs what it saves in some hundred steps: a command that says
+one sentence is done before."""
 
 
 class _Whole(nn.Module):
@@ -40,7 +48,6 @@ class _Whole(nn.Module):
             return self.step(*arguments[:own])
 
 
-@torch.inference_mode()
 def record(step: Step, state: State, parts: Sequence[nn.Module], trials: Sequence[tuple[Tensor, ...]]) -> Step | None:
     """A recording of `step`, to be called like it; None where it would not do the same.
 
@@ -48,6 +55,18 @@ def record(step: Step, state: State, parts: Sequence[nn.Module], trials: Sequenc
         state: the tree that the step works on; it is left as it was. parts: the modules that the step runs.
         trials: inputs of several steps in a row; the shapes of the first are those of every later call.
     """
+    recording = _recording(step, state, parts, trials)
+    return None if recording is None else _bound(recording, state)
+
+
+def _bound(recording: Any, state: State) -> Step:
+    tensors = [tensor for _, tensor in state.tensors()]
+    return lambda *inputs: recording(*inputs, *tensors)
+
+
+@torch.inference_mode()
+def _recording(step: Step, state: State, parts: Sequence[nn.Module], trials: Sequence[tuple[Tensor, ...]]) -> Any:
+    """What takes a step's inputs and then the tensors of any state of this shape, or None."""
     whole = _Whole(step, state, parts)
     tensors = [tensor for _, tensor in state.tensors()]
     try:
@@ -61,7 +80,7 @@ def record(step: Step, state: State, parts: Sequence[nn.Module], trials: Sequenc
                 return None
     except RuntimeError:  # an operation that cannot be recorded
         return None
-    return lambda *inputs: recording(*inputs, *tensors)
+    return recording
 
 
 def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -70,3 +89,71 @@ def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def _equal(mine: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(mine, others, strict=True))
+
+
+class _Recorder:
+    """Of a module and a number of slots: how many steps of one position it made, and then the recording of one."""
+
+    def __init__(self, parts: tuple[int, ...]) -> None:
+        self.parts = parts
+        self.steps, self.tried = 0, False
+        self.recording: Any = None
+
+
+_RECORDERS: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], _Recorder]] = WeakKeyDictionary()
+
+
+def stepped(module: StreamingModule, x: Tensor, state: State) -> Tensor:
+    """`module(x, state)`, to the bit. Steps of one position (`x[slot, 1, width]`) of a module in eval mode on a CPU
+    come from a recording, once it has made `AFTER` of them over so many slots, or `record_steps` was called."""
+    if x.shape[1] != 1 or not _recordable(module, x):
+        return module(x, state)
+    if state.recorded is None:
+        held = _recorder(module, x)
+        held.steps += 1
+        if held.recording is None and (held.steps <= AFTER or not record_steps(module, x, state)):
+            return module(x, state)
+        state.recorded = _bound(held.recording, state)
+    moving = state.active
+    if moving is None:
+        moving = torch.ones(state.batch, dtype=torch.bool)
+    return state.recorded(x, moving)[0]
+
+
+def record_steps(module: StreamingModule, x: Tensor, state: State) -> bool:
+    """Records the module's step now, if it was not tried before; whether there is a recording. `x`: an input of a step,
+    of which only shape and kind matter; `state`: one of that many slots, which is left as it is."""
+    if not _recordable(module, x):
+        return False
+    held = _recorder(module, x)
+    if held.tried:
+        return held.recording is not None
+    held.tried = True
+    if os.environ.get(SWITCH, "1") == "0":
+        return False
+
+    def step(x: Tensor, moving: Tensor) -> tuple[Tensor]:
+        with state.only(moving):
+            return (module(x, state),)
+
+    dice = torch.Generator().manual_seed(0)
+    some = torch.arange(state.batch) % 2 == 0
+    masks = (some | True, some, ~some | (state.batch == 1))
+    trials = [(torch.randn(x.shape, generator=dice, dtype=x.dtype), mask) for mask in masks]
+    held.recording = _recording(step, state, [module], trials)
+    return held.recording is not None
+
+
+def _recorder(module: nn.Module, x: Tensor) -> _Recorder:
+    """Begun anew where layers were exchanged (packed) since."""
+    parts = tuple(id(part) for part in module.modules())
+    mine = _RECORDERS.setdefault(module, {})
+    key = (tuple(x.shape), x.dtype)
+    if key not in mine or mine[key].parts != parts:
+        mine[key] = _Recorder(parts)
+    return mine[key]
+
+
+def _recordable(module: nn.Module, x: Tensor) -> bool:
+    plain = x.device.type == "cpu" and not module.training
+    return plain and not torch.is_grad_enabled() and not torch.compiler.is_compiling()

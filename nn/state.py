@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,8 @@ class State:
         self._tensors: dict[str, Tensor] = {}
         self._write_only: set[str] = set()
         self._children: dict[str, State] = {}
+        self.recorded: Any = None
+        """The recorded step of this node's module, bound to its tensors (`nn/recorded.py`, `stepped`)."""
 
     # -- building -----------------------------------------------------------------------------------------------------
     @property

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
 from ..nn.conv import ConvNeXtBlock
+from ..nn.recorded import stepped
 from ..nn.state import State, StreamingModule
 from ..nn.transformer import Transformer, TransformerConfig
 from .heads import CategoricalHead
@@ -244,7 +245,7 @@ class SpeechLM(StreamingModule):
         progress, voice, rate = (t.to(device) for t in (progress, voice, rate))
         whose = None if where is None else (where[0], where[1])
         x = self.inputs(previous.to(device), here, ahead, progress, voice, rate, whose)
-        return self.backbone(x, state.child("backbone"))
+        return stepped(self.backbone, x, state.child("backbone"))
 
     def readout(self, hidden: Tensor) -> list[list[float]]:
         """Advance logits of each slot, from `hidden[slot, width]`; of a head with a stop rule of its own, then how sure

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..codecs.loading import load_weights, read_model, validated
 from ..errors import BadInput, ConfigError
 from ..nn.conv import ConvNeXtBlock
+from ..nn.recorded import stepped
 from ..nn.state import State, StreamingModule
 from ..nn.transformer import TransformerConfig
 from .backbones import HFBackbone, HFConfig, make_backbone
@@ -272,7 +273,7 @@ class TokenLM(StreamingModule):
                 kind[slot] = hidden_kinds(kind[slot])
         x = self.inputs(kind.to(device), value.to(device), text, codes.to(device), told)
         if not isinstance(self.backbone, CrossStack):
-            return self.backbone(x, child)
+            return stepped(self.backbone, x, child)
         hidden, _, place = self.backbone(x, state=child)
         for slot, chunk in () if blind else chunks.items():
             chunk.plan.place = float(place[slot, -1])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from quaver.nn import recorded
 from quaver.nn.conv import CausalConv1d
 from quaver.nn.packed import pack_linears
-from quaver.nn.recorded import record
+from quaver.nn.recorded import record, record_steps, stepped
 from quaver.nn.state import State
 from quaver.nn.transformer import Transformer, TransformerConfig
 
@@ -95,3 +99,80 @@ def test_the_state_holds_other_tensors_for_a_while() -> None:
     with net.state.holding(others):
         assert all(a is b for (_, a), b in zip(net.state.tensors(), others, strict=True))
     assert all(a is b for (_, a), b in zip(net.state.tensors(), own, strict=True))
+
+
+# -- steps of a stream ------------------------------------------------------------------------------------------------
+def network(**sizes: Any) -> Transformer:
+    torch.manual_seed(3)
+    return Transformer(TransformerConfig(width=16, layers=2, heads=2, hidden=24, window=8, slack=3, **sizes)).eval()
+
+
+def run_steps(module: Transformer, state: State, count: int, through: Any, seed: int = 0) -> Tensor:
+    """`count` steps of one position; every third, only the even slots move."""
+    dice = torch.Generator().manual_seed(seed)
+    out = []
+    for i in range(count):
+        moving = torch.arange(state.batch) % 2 == 0 if i % 3 == 2 else torch.ones(state.batch, dtype=torch.bool)
+        with state.only(moving):
+            out.append(through(module, torch.randn(state.batch, 1, 16, generator=dice), state)[moving])
+    return torch.cat(out)
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+@torch.inference_mode()
+def test_steps_from_a_recording_are_those_of_the_module(slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also over a second state, which is bound to the same recording, and after a rollback and a longer chunk."""
+    monkeypatch.setattr(recorded, "AFTER", 5)
+    module = network()
+    for seed in (0, 1):
+        mine, plain = module.init_state(slots), module.init_state(slots)
+        for state in (mine, plain):
+            module(torch.ones(slots, 3, 16), state)
+        a = run_steps(module, mine, 20, stepped, seed)
+        b = run_steps(module, plain, 20, lambda m, x, s: m(x, s), seed)
+        assert torch.equal(a, b)
+        assert mine.recorded is not None
+        mark = mine.mark()
+        again = run_steps(module, mine, 3, stepped, 7)
+        mine.rollback(mark)
+        assert torch.equal(run_steps(module, mine, 3, stepped, 7), again)
+        run_steps(module, plain, 3, lambda m, x, s: m(x, s), 7)
+        chunk = torch.ones(slots, 2, 16)
+        assert torch.equal(stepped(module, chunk, mine), module(chunk, plain))
+        assert all(torch.equal(x, y) for (_, x), (_, y) in zip(mine.tensors(), plain.tensors(), strict=True))
+
+
+@torch.inference_mode()
+def test_a_recording_is_made_when_asked_for_and_never_when_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x = network(), torch.randn(2, 1, 16)
+    state = module.init_state(2)
+    before = {path: tensor.clone() for path, tensor in state.tensors()}
+    assert record_steps(module, x, state)
+    assert all(torch.equal(tensor, before[path]) for path, tensor in state.tensors())
+    stepped(module, x, state)
+    assert state.recorded is not None  # at the first step
+    monkeypatch.setenv(recorded.SWITCH, "0")
+    other = network()
+    state = other.init_state(2)
+    assert not record_steps(other, x, state)
+    stepped(other, x, state)
+    assert state.recorded is None
+
+
+@torch.inference_mode()
+def test_layers_that_were_exchanged_are_recorded_anew() -> None:
+    module, x = network(), torch.randn(1, 1, 16)
+    assert record_steps(module, x, module.init_state(1))
+    module.layers[0].down = torch.nn.Linear(24, 16, bias=False)
+    mine, plain = module.init_state(1), module.init_state(1)
+    assert torch.equal(stepped(module, x, mine), module(x, plain))
+    assert record_steps(module, x, mine)
+    assert torch.equal(stepped(module, x, mine), module(x, plain))
+
+
+def test_steps_with_gradients_or_in_training_are_not_recorded() -> None:
+    module, x = network(), torch.randn(1, 1, 16, requires_grad=True)
+    assert not record_steps(module, x, module.init_state(1))
+    module.train()
+    with torch.no_grad():
+        assert not record_steps(module, x.detach(), module.init_state(1))
