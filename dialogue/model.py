@@ -50,8 +50,10 @@ class DuplexConfig(BaseModel):
         delays: of [text, own.., user..] in frames; the default is `delays_of(own, user)`.
         pad, epad: text tokens "no text in this frame" and "a word begins in the next".
         heard: a second text head writes down what the *other* speaker said, so many frames late (None: no such head).
-            It is not an input. Moshi has none; a small model that must find the words learns to understand far sooner,
-            and a page can show both sides' words.
+            Moshi has none; a small model that must find the words learns to understand far sooner, and a page can show
+            both sides' words.
+        heard_input: what was written down is an input of the next step: an inner monologue of what was *heard*, so that
+            to answer is to go on with a text, and no word is written twice.
         schedule: the set of depth weights of each predicted level; default: a set for each.
     """
 
@@ -66,6 +68,7 @@ class DuplexConfig(BaseModel):
     pad: int = 3
     epad: int = 0
     heard: int | None = Field(default=None, ge=0)
+    heard_input: bool = False
     backbone: TransformerConfig = TransformerConfig()
     depth: DepthConfig = DepthConfig()
     schedule: tuple[int, ...] | None = None
@@ -74,6 +77,8 @@ class DuplexConfig(BaseModel):
     def _check(self) -> DuplexConfig:
         if self.own + self.user == 0:
             raise ValueError("a model without audio streams is no duplex model")
+        if self.heard_input and self.heard is None:
+            raise ValueError("heard_input needs the head that writes down what was heard (heard: frames late)")
         if self.delays is not None and (len(self.delays) != self.streams or min(self.delays) != 0):
             raise ValueError(f"delays must be {self.streams} frames counts of which the least is 0, not {self.delays}")
         if not 0 <= self.levels <= self.own + self.user:
@@ -150,6 +155,8 @@ class DuplexModel(StreamingModule):
         self.text_head = nn.Linear(width, config.text_vocab, bias=False)
         if config.heard is not None:
             self.heard_head = nn.Linear(width, config.text_vocab, bias=False)
+        if config.heard_input:
+            self.heard_table = nn.Embedding(config.text_vocab, width)
         if config.levels:
             self._build_depth(config)
         for table in (m for m in self.modules() if isinstance(m, nn.Embedding)):
@@ -218,8 +225,12 @@ class DuplexModel(StreamingModule):
     def init_state(self, batch: int) -> State:
         return self._state_of(batch, transformer=self.transformer)
 
-    def hidden(self, inputs: Tensor, state: State | None = None) -> Tensor:
+    def hidden(self, inputs: Tensor, state: State | None = None, noted: Tensor | None = None) -> Tensor:
         """Input columns `[batch, stream, time]` -> `[batch, time, width]`.
+
+        Args:
+            noted: of a model with `heard_input`: the tokens `[batch, time]` that it wrote down in these columns of what
+                it heard; negative (or None): nothing.
 
         Raises:
             BadInput: wrong streams, or ids that are no tokens.
@@ -229,6 +240,8 @@ class DuplexModel(StreamingModule):
         x = (self.audio_table(audio.clamp(min=0) + self.offsets) * (audio >= 0)[..., None]).sum(2)
         text = inputs[:, 0]
         x = x + self.text_table(text.clamp(min=0)) * (text >= 0)[..., None]
+        if noted is not None and self.config.heard_input:
+            x = x + self.heard_table(noted.clamp(min=0)) * (noted >= 0)[..., None]
         return self.transformer(x, None if state is None else state.child("transformer"))
 
     def _check(self, columns: Tensor) -> None:
@@ -260,13 +273,11 @@ class DuplexModel(StreamingModule):
         rows = table(below.clamp(min=0)) * (below >= 0)[:, None]
         return self.depth_in[self.depth.schedule[level]](hidden) + rows
 
-    def forward(self, codes: Tensor) -> DuplexLogits:
+    def forward(self, codes: Tensor, heard: Tensor | None = None) -> DuplexLogits:
         """Logits of the delayed columns of `codes[batch, stream, T]`, the last `max(delays)` columns left out (there
-        not all streams have a token)."""
-        return self._forward(self.delay(codes)[..., : codes.shape[-1]])
-
-    def _forward(self, steps: Tensor) -> DuplexLogits:
-        hidden = self.hidden(self.shifted(steps))
+        not all streams have a token). `heard`: the other's words `[batch, T]`, of a model with `heard_input`."""
+        steps = self.delay(codes)[..., : codes.shape[-1]]
+        hidden = self.hidden(self.shifted(steps), noted=self._noted(heard))
         return DuplexLogits(self.text_head(hidden), self.audio_logits(hidden, steps))
 
     def loss(
@@ -276,6 +287,7 @@ class DuplexModel(StreamingModule):
         noisy: Tensor | None = None,
         heard: Tensor | None = None,
         voiced: Tensor | None = None,
+        misheard: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Losses in nats: `loss`, `text`, `audio` (weighted), `heard` where the model has that head, and each level's
         `levels[level]`.
@@ -291,7 +303,7 @@ class DuplexModel(StreamingModule):
         frames, config = codes.shape[-1], self.config
         steps = self.delay(codes)[..., :frames]
         seen = steps if noisy is None else self.delay(noisy)[..., :frames]
-        hidden = self.hidden(self.shifted(seen))
+        hidden = self.hidden(self.shifted(seen), noted=self._noted(heard if misheard is None else misheard))
         target = steps.masked_fill((steps < 0) | (steps >= self.initial[:, None]), IGNORED)
         share = torch.ones(config.text_vocab, device=codes.device)
         share[[config.pad, config.epad]] = weights.padding
@@ -305,9 +317,20 @@ class DuplexModel(StreamingModule):
             losses["loss"] = losses["loss"] + weights.audio * losses["audio"]
         return losses
 
+    @staticmethod
+    def _record(heard: Tensor, late: int) -> Tensor:
+        """What the columns write down `[batch, column]`: column s has heard frame s - 1, so the words of frame
+        s - 1 - late."""
+        return F.pad(heard, (1 + late, 0), value=IGNORED)[:, : heard.shape[1]]
+
+    def _noted(self, heard: Tensor | None) -> Tensor | None:
+        """What the column before each had written down."""
+        if heard is None or not self.config.heard_input:
+            return None
+        return F.pad(self._record(heard, self.config.heard or 0), (1, 0), value=IGNORED)[:, :-1]
+
     def _heard_loss(self, hidden: Tensor, heard: Tensor, late: int, share: Tensor) -> Tensor:
-        """Column s has heard frame s - 1, so it writes down the words of frame s - 1 - late."""
-        target = F.pad(heard, (1 + late, 0), value=IGNORED)[:, : heard.shape[1]]
+        target = self._record(heard, late)
         return _cross_entropy(self.heard_head(hidden), target.masked_fill(target < 0, IGNORED), share)
 
     def _level_losses(self, hidden: Tensor, steps: Tensor, target: Tensor, voiced: Tensor | None) -> Tensor:

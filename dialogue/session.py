@@ -109,6 +109,8 @@ class DuplexBatch:
             state.add(name, dtype=long, device=self.device)
         for name in ("temperature", "text_temperature"):
             state.add(name, device=self.device)
+        if self.model.config.heard_input:
+            state.add("noted", dtype=long, device=self.device)  # the token last written down, and 1; 0: none yet
         return state
 
     # -- slots --------------------------------------------------------------------------------------------------------
@@ -230,14 +232,17 @@ class DuplexBatch:
         place = (step[:, None] - 1 + delays[1 + config.own :]) % self.ring
         tokens[:, 1 + config.own :].scatter_(2, place[..., None], user[..., None])
         column = self._column(tokens, step - 1)
-        hidden = model.hidden(column[..., None], state.child("model"))[:, 0]
-        drawn = self._draw(hidden, step)
+        noted = state["noted"][:, None] - 1 if config.heard_input else None
+        hidden = model.hidden(column[..., None], state.child("model"), noted)[:, 0]
+        drawn, heard = self._draw(hidden, step), self._heard(hidden)
         place = (step % self.ring)[:, None, None].expand(-1, drawn.shape[1], 1)
         tokens[:, : drawn.shape[1]].scatter_(2, place, drawn[..., None])
         state.update("tokens", tokens)
         state.update("steps", step + 1)
         state.update("speak", torch.zeros_like(step))
-        return drawn[:, 0], self._heard(hidden)
+        if config.heard_input:
+            state.update("noted", heard + 1)
+        return drawn[:, 0], heard
 
     def _heard(self, hidden: Tensor) -> Tensor:
         """What the user said: the likeliest token, since it is a record and not an utterance."""

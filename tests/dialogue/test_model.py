@@ -261,3 +261,25 @@ def test_the_loss_of_some_columns_is_that_of_all_when_all_are_named() -> None:
         logits, model.delay(codes)[1, 1 : 1 + model.config.levels, 5], reduction="none"
     )
     torch.testing.assert_close(model.loss(codes, voiced=one)["levels"], wanted)
+
+
+def test_what_was_written_down_is_an_input_of_the_next_column() -> None:
+    model = tiny_model(5, heard=2, heard_input=True)
+    codes = random_codes(model, 2, 14)
+    heard = torch.randint(12, (2, 14), generator=torch.Generator().manual_seed(3))
+    whole = model(codes, heard)
+    other = heard.clone()
+    other[:, 6] = (other[:, 6] + 1) % 12  # written down in column 6 + 1 + 2, an input of column 10
+    changed = model(codes, other)
+    assert torch.equal(whole.text[:, :10], changed.text[:, :10])
+    assert not torch.allclose(whole.text[:, 10], changed.text[:, 10])
+    columns = model.delay(codes)[..., :14]
+    inputs, noted = model.shifted(columns), torch.nn.functional.pad(heard, (4, 0), value=-1)[:, :14]
+    torch.testing.assert_close(model.text_head(model.hidden(inputs, noted=noted)), whole.text)
+    state = model.init_state(2)
+    stepped = [model.hidden(inputs[..., t : t + 1], state, noted[:, t : t + 1]) for t in range(14)]
+    torch.testing.assert_close(model.text_head(torch.cat(stepped, 1)), whole.text, atol=1e-5, rtol=1e-4)
+    told = model.loss(codes, heard=heard, misheard=other)["text"]
+    assert not torch.allclose(told, model.loss(codes, heard=heard)["text"])
+    with pytest.raises(ValueError, match="heard_input"):
+        tiny_config(heard_input=True)

@@ -300,3 +300,23 @@ def test_a_recorded_batch_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -
         recorded.step({0: frames[0]})
     guarded = {path for path, _ in recorded.state._guarded()}
     assert all(torch.equal(mark[path], t) for path, t in recorded.snapshot(0).items() if path in guarded)
+
+
+def test_a_session_reads_its_own_record_of_the_user() -> None:
+    model, codec = talking_model(4, heard=2, heard_input=True), tiny_codec()
+
+    def converse(recorded: bool = False) -> tuple[list[int], list[int]]:
+        batch = DuplexBatch(model, codec, VOCABULARY, 1, recorded=recorded)
+        batch.join(0, DuplexSettings(temperature=0, text_temperature=0))
+        said, noted = [], []
+        for frame in noise_frames(12, codec.frame_size):
+            said.append(batch.step({0: frame})[0].token)
+            noted.append(int(batch.state["noted"][0]) - 1)
+        return said, noted
+
+    said, noted = converse()
+    assert len(set(noted)) > 1
+    assert all(0 <= token < model.config.text_vocab for token in noted)
+    assert converse(recorded=True) == (said, noted)
+    model.heard_table.weight.data.zero_()
+    assert converse() != (said, noted)

@@ -35,7 +35,8 @@ class Options(BaseModel):
     own_absent, user_absent: shares of crops in which that speaker's voice is hidden from the model and its loss
         (1 for the user makes a synthesizer, 1 for the model's own voice a recogniser).
     voiced: share of the frames on whose codes the depth transformer is trained, drawn anew for every batch.
-    replace: share of the past frames of the model's own voice whose codes are drawn at random (history corruption).
+    replace: share of the past frames of the model's own voice whose codes are drawn at random, and of the words that it
+        has written down of the user's (history corruption).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -168,7 +169,8 @@ class _Network(nn.Module):
         codes = batch["codes"]
         share = self.options.voiced
         voiced = torch.rand(codes.shape[0], codes.shape[-1], device=codes.device) < share if share < 1 else None
-        losses = self.model.loss(codes, self.options.loss, self._corrupted(codes), batch["heard"], voiced)
+        heard = batch["heard"]
+        losses = self.model.loss(codes, self.options.loss, self._corrupted(codes), heard, voiced, self._misheard(heard))
         levels = losses.pop("levels", None)
         return losses if levels is None else {**losses, "semantic": levels[0], "acoustic": levels[1:].mean()}
 
@@ -182,3 +184,10 @@ class _Network(nn.Module):
         random = torch.randint_like(codes[:, own], config.vocab)
         noisy[:, own] = torch.where(dice & (codes[:, own] >= 0), random, codes[:, own])
         return noisy
+
+    def _misheard(self, heard: Tensor) -> Tensor:
+        """Some of the words written down as others: at inference it mishears, and must listen on all the same."""
+        config = self.model.config
+        word = (heard >= 0) & (heard != config.pad) & (heard != config.epad)
+        wrong = word & (torch.rand(heard.shape, device=heard.device) < self.options.replace)
+        return torch.where(wrong, torch.randint_like(heard, config.text_vocab), heard)
