@@ -11,6 +11,7 @@ from ..nn.packed import pack_linears
 from .model import DuplexConfig, DuplexModel
 from .modes import BATCHES
 from .monologue import Vocabulary, load_vocabulary
+from .moshi_folder import is_moshi, load_moshi_folder
 from .session import DuplexBatch, DuplexSession, DuplexSettings
 
 __all__ = ["DuplexParts", "load_duplex"]
@@ -37,11 +38,18 @@ class DuplexParts:
 
 
 def load_duplex(name: str, *, packed: bool = True) -> DuplexParts:
-    """A duplex model in eval mode; `packed` keeps its weights in half precision where the processor can use them so.
+    """A duplex model in eval mode, by bundled name or folder; or a published Moshi with its Mimi and its text, by
+    folder or hub id (`moshi_folder`).
+
+    Args:
+        packed: keep the weights in half precision where the processor can use them so (not of a Moshi, which keeps the
+            precision of its files).
 
     Raises:
         MissingFile, ConfigError, CorruptFile: what is wrong with it.
     """
+    if is_moshi(name):
+        return DuplexParts(*load_moshi_folder(name), DuplexSettings())
     folder, config, codec = read_model(name, "duplex", "duplex model")
     model = DuplexModel(validated(DuplexConfig, config, folder))
     load_weights(model, folder)

@@ -104,7 +104,12 @@ class SentencePieces:
             raise MissingExtra("Moshi's text needs sentencepiece; run: pip install sentencepiece") from error
         if not path.is_file():
             raise MissingFile(f"there is no SentencePiece model {path}")
-        self._model = SentencePieceProcessor(str(path))
+        try:
+            self._model = SentencePieceProcessor(str(path))
+        except (RuntimeError, OSError) as error:
+            raise CorruptFile(
+                f"{path} is no SentencePiece model ({str(error).splitlines()[0]}); fetch it again"
+            ) from None
         self.size, self.pad, self.epad = self._model.get_piece_size(), pad, epad
 
     def encode(self, word: str) -> list[int]:

@@ -22,7 +22,7 @@ from ..nn.transformer import TransformerConfig
 from .depth import DepthConfig
 from .model import DuplexConfig, DuplexModel, delays_of
 
-__all__ = ["MOSHI_7B", "load_moshi", "moshi_config", "moshi_state"]
+__all__ = ["MOSHI_7B", "load_moshi", "moshi_config", "moshi_folder", "moshi_state", "weight_files"]
 
 MOSHI_7B: dict[str, Any] = {
     "dim": 4096,
@@ -298,7 +298,7 @@ def load_moshi(source: str | Path, *, dtype: torch.dtype | None = None, device: 
     Raises:
         MissingFile, ConfigError, CorruptFile: what is wrong with it.
     """
-    folder = _folder(str(source))
+    folder = moshi_folder(str(source))
     path = folder / "config.json"
     try:
         raw = json.loads(path.read_text()) if path.exists() else MOSHI_7B
@@ -306,7 +306,7 @@ def load_moshi(source: str | Path, *, dtype: torch.dtype | None = None, device: 
         raise CorruptFile(f"{path} is not valid JSON ({error}); fetch the model again") from None
     config = moshi_config(raw)
     tensors: dict[str, Tensor] = {}
-    for file in _weight_files(folder, raw):
+    for file in weight_files(folder, raw):
         try:
             tensors |= load_file(file, device=device)
         except SafetensorError as error:
@@ -327,7 +327,8 @@ def load_moshi(source: str | Path, *, dtype: torch.dtype | None = None, device: 
     return model.eval()
 
 
-def _folder(source: str) -> Path:
+def moshi_folder(source: str) -> Path:
+    """A folder, or that of a hub id. Raises MissingFile."""
     if Path(source).is_dir():
         return Path(source)
     if source.count("/") != 1 or source.startswith((".", "/")):
@@ -336,12 +337,12 @@ def _folder(source: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "tokenizer*.model"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise MissingFile(f"{source} cannot be fetched ({type(error).__name__}); give a folder") from error
 
 
-def _weight_files(folder: Path, raw: dict[str, Any]) -> list[Path]:
+def weight_files(folder: Path, raw: dict[str, Any]) -> list[Path]:
     """Mimi lies beside the model in kyutai's repositories: only what is named model*.safetensors is ours."""
     named = folder / str(raw.get("moshi_name", "model.safetensors"))
     files = [named] if named.exists() else sorted(folder.glob("model-*.safetensors"))
