@@ -140,6 +140,7 @@ class SpeechLane:
         return slot_states(self.sessions, self.held, lambda slot: not self.batch.waits(slot))
 
     def warm_up(self) -> None:
+        self.batch.generation.record()
         for _ in self.synthesizer.stream("Hello there, this is a warm-up."):
             pass
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from .report import PARAMETERS, Column, Table
@@ -18,11 +20,10 @@ MB = Column("peak", "peak MB", 1e-6, 0)
 
 
 LM_REMARKS = {
-    "5M": "the aim of 3x holds with half-precision weights (the two ratios divided), not in float32; the whole loop is "
-    "not recorded, and its plans, guards and marks cost more than the network.",
+    "5M": "the aim of 3x holds with half-precision weights (the two ratios divided), not in float32.",
     "20M": "short of the aim of 3x: the network itself is most of the step.",
     "120M": "short of the aims of 3x and of half the roofline: both sides read the same 475 MB a token, and reading is "
-    "most of the step; the time of ours holds the prefill, too.",
+    "most of the step.",
 }
 
 
@@ -86,8 +87,9 @@ TABLES: dict[str, Table] = {
             "lm",
             "Language model, batch 1",
             "ms a token",
-            "64 tokens of prompt and 48 drawn (temperature 0.8, top-k 50), float32 unless it is said. The same "
-            "weights in all sides but the whole loop's; float32 sides are checked to say the same greedy tokens.",
+            "48 tokens drawn after 64 of a prompt (temperature 0.8, top-k 50), float32 unless it is said; timed from "
+            "the first drawn token to the last, as prefill has its own rows. The same weights in all sides but the "
+            "whole loop's; float32 sides are checked to say the same greedy tokens.",
             columns=(PARAMETERS,),
         ),
         Table("prefill", "Prefill", "ms a token", "256 tokens into a cache.", columns=(PARAMETERS,), digits=3),
@@ -153,6 +155,13 @@ TABLES: dict[str, Table] = {
             columns=(Column("slots", "slots", 1, 0),),
         ),
         Table(
+            "slots",
+            "quaver-en over slots",
+            "ms a session and frame",
+            "The bundled voice as the server steps it (front end, language model, decoder); ratios against one slot.",
+            columns=(Column("slots", "slots", 1, 0),),
+        ),
+        Table(
             "size",
             "Cost against model size",
             "ms a token",
@@ -176,6 +185,31 @@ TABLES: dict[str, Table] = {
         ),
     )
 }
+
+ON_DEVICES = tuple(
+    [f"{LM}:{name}" for name in ("ours", "transformers", "ours_prefill", "transformers_prefill")]
+    + [f"{CODEC}:{name}" for name in ("whole", "stream")]
+)
+"""Sides that take a `device`."""
+
+
+def on_device(rows: Sequence[Row], device: str) -> list[Row]:
+    """The rows whose sides can run on `device`, there: language models in bfloat16 on all sides, codecs in float32."""
+    made = []
+    for row in rows:
+        sides = []
+        for side in row.sides:
+            language = side.target.startswith(LM)
+            if side.target not in ON_DEVICES or side.settings.get("half") or side.settings.get("recorded"):
+                continue
+            more = {"device": device, **({"half": True} if language else {})}
+            name = side.name.replace("float32", "bfloat16")
+            name += ", bfloat16" if language and not name.startswith("quaver") else ""
+            sides.append(replace(side, name=name, settings=side.settings | more))
+        if sides and sides[0].name.startswith("quaver"):
+            made.append(replace(row, sides=tuple(sides), remark=""))
+    return made
+
 
 _ROWS = (
     _lm("5M", "5 M"),
@@ -236,11 +270,12 @@ _ROWS = (
         "Mimi, 8 levels",
         (
             _codec("quaver", "stream", "our_mimi", steps=10),
-            _codec("quaver, half-precision weights", "stream", "our_mimi", steps=10, half=True),
+            _codec("quaver, recorded", "stream", "our_mimi", steps=10, recorded=True),
+            _codec("quaver, recorded, half precision", "stream", "our_mimi", steps=10, recorded=True, half=True),
             _codec("moshi", "stream", "moshi_mimi", peers=True, steps=10),
         ),
-        remark="ahead, and short of the aim of 0.8 of `moshi`'s time (0.90): before transposed convolutions of few "
-        "steps became products (`nn/conv.py`) ours took 232 ms a frame and `moshi` 0.86 of it.",
+        remark="the aim is 0.8 of `moshi`'s time. Ours took 1.16 of it before convolutions of few steps became "
+        "products (`nn/conv.py`) and weights were stored in the order in which a step reads them (`nn/packed.py`).",
     ),
     Row(
         "stream-native",
@@ -310,6 +345,16 @@ _ROWS = (
         tuple(
             Side(f"quaver-duplex, {_plural(n, 'slot')}", f"{DUPLEX}:bundled", {"slots": n, "ticks": max(2, 24 // n)})
             for n in (1, 2, 4, 8, 16, 32)
+        ),
+        rounds=5,
+    ),
+    Row(
+        "slots",
+        "slots",
+        "frames of 40 ms",
+        tuple(
+            Side(f"quaver-en, {_plural(n, 'slot')}", f"{SPEAK}:many", {"slots": n, "ticks": max(4, 48 // n)})
+            for n in (1, 4, 16, 64)
         ),
         rounds=5,
     ),

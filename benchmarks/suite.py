@@ -102,6 +102,30 @@ def write(out: Path, page: Path | None = None, image: Path | None = None) -> Non
         image.write_bytes((out / "bench.png").read_bytes())
 
 
+def write_device(out: Path, page: Path | None = None) -> None:
+    """`bench.json` and `bench.md` of rows measured on another device, and the page's part `gpu`.
+
+    Raises:
+        BadInput: nothing was measured yet, or the page's markers are not in order.
+    """
+    stored = out / "machine.json"
+    if not stored.exists():
+        raise BadInput(f"{out} holds no measurements yet; run without --render first")
+    held = json.loads(stored.read_text(encoding="utf-8"))
+    rows = [json.loads(p.read_text(encoding="utf-8")) for name in ROWS if (p := out / "rows" / f"{name}.json").exists()]
+    parts = [report.machine(held["described"], None)]
+    for name, shape in TABLES.items():
+        if mine := [row for row in rows if row["table"] == name]:
+            for side in (side for row in mine for side in row["sides"]):
+                side.get("info", {}).pop("read", None)  # the roofline is that of the processor
+            parts.append(f"*{shape.title}*\n\n{report.table(shape, mine, None)}")
+    keep(out / "bench.json", {**held, "rows": rows})
+    text = "\n".join(parts)
+    (out / "bench.md").write_text(text, encoding="utf-8")
+    if page is not None:
+        page.write_text(report.update(page.read_text(encoding="utf-8"), {"gpu": text}), encoding="utf-8")
+
+
 def imports(rows: Sequence[runner.Sample]) -> dict[str, str]:
     """The dearest imports of `quaver say`, from the row `start`."""
     infos = [side["info"]["imports"] for row in rows for side in row["sides"] if "imports" in side.get("info", {})]

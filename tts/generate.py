@@ -120,6 +120,12 @@ class Generation:
         self.device = next(lm.parameters()).device
 
     @torch.inference_mode()
+    def record(self) -> None:
+        """Records the model's step now (`nn/recorded.py`), where it can be, instead of in the midst of an answer."""
+        if hasattr(self.lm, "record"):
+            self.lm.record(self.state)
+
+    @torch.inference_mode()
     def join(self, slot: int, request: Any) -> Any:
         """Puts a request into a free slot and returns its plan.
 

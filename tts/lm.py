@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
 from ..nn.conv import ConvNeXtBlock
-from ..nn.recorded import stepped
+from ..nn.recorded import record_steps, stepped
 from ..nn.state import State, StreamingModule
 from ..nn.transformer import Transformer, TransformerConfig
 from .heads import CategoricalHead
@@ -246,6 +246,10 @@ class SpeechLM(StreamingModule):
         whose = None if where is None else (where[0], where[1])
         x = self.inputs(previous.to(device), here, ahead, progress, voice, rate, whose)
         return stepped(self.backbone, x, state.child("backbone"))
+
+    def record(self, state: State) -> None:
+        """Records the backbone's step over the slots of `state`."""
+        record_steps(self.backbone, torch.zeros(state.batch, 1, len(self.rate)), state.child("backbone"))
 
     def readout(self, hidden: Tensor) -> list[list[float]]:
         """Advance logits of each slot, from `hidden[slot, width]`; of a head with a stop rule of its own, then how sure

@@ -27,6 +27,7 @@ class Entry:
 
     frame: int
     bitrate: float
+    model: Any
     parameters: int
     encode: Callable[[Tensor], Any]
     decode: Callable[[Any], Any]
@@ -52,7 +53,13 @@ def of_ours(codec: Any, levels: int | None = None, recorded: bool = False) -> En
 
     bitrate = float(spec.rate) * kept * (spec.vocab - 1).bit_length()
     return Entry(
-        codec.frame_size, bitrate, size(codec), lambda audio: codec.encode(audio)[0][:, :kept], codec.decode, stream
+        codec.frame_size,
+        bitrate,
+        codec,
+        size(codec),
+        lambda audio: codec.encode(audio)[0][:, :kept],
+        codec.decode,
+        stream,
     )
 
 
@@ -97,7 +104,7 @@ def encodec() -> Entry:
 
     model = EncodecModel.encodec_model_24khz(pretrained=False).eval()
     model.set_target_bandwidth(6.0)
-    return Entry(320, 6000.0, size(model), model.encode, model.decode)
+    return Entry(320, 6000.0, model, size(model), model.encode, model.decode)
 
 
 def transformers_mimi() -> Entry:
@@ -107,6 +114,7 @@ def transformers_mimi() -> Entry:
     return Entry(
         1920,
         1100.0,
+        model,
         size(model),
         lambda audio: model.encode(audio, num_quantizers=MIMI_LEVELS).audio_codes,
         lambda codes: model.decode(codes).audio_values,
@@ -125,7 +133,7 @@ def moshi_mimi() -> Entry:
         model.streaming_forever(1)
         return lambda frame: model.decode(model.encode(frame))
 
-    return Entry(1920, 1100.0, size(model), model.encode, model.decode, stream)
+    return Entry(1920, 1100.0, model, size(model), model.encode, model.decode, stream)
 
 
 def transformers_dac() -> Entry:
@@ -136,6 +144,7 @@ def transformers_dac() -> Entry:
     return Entry(
         320,
         24_000.0,
+        model,
         size(model),
         lambda audio: model.encode(audio).audio_codes,
         lambda codes: model.decode(audio_codes=codes).audio_values,
@@ -147,7 +156,7 @@ def dac() -> Entry:
     from dac import DAC  # type: ignore[import-not-found]
 
     model: Any = DAC(encoder_rates=[2, 4, 5, 8], decoder_rates=[8, 5, 4, 2], n_codebooks=32, sample_rate=RATE).eval()
-    return Entry(320, 24_000.0, size(model), lambda audio: model.encode(audio)[0], model.decode)
+    return Entry(320, 24_000.0, model, size(model), lambda audio: model.encode(audio)[0], model.decode)
 
 
 ENTRIES: dict[str, Callable[..., Entry]] = {
@@ -161,10 +170,11 @@ def _noise(seconds: float) -> Tensor:
     return 0.1 * torch.randn(1, 1, samples, generator=torch.Generator().manual_seed(0))
 
 
-def whole(codec: str, seconds: float = 2.0, **options: Any) -> tuple[Any, dict[str, Any]]:
+def whole(codec: str, seconds: float = 2.0, device: str = "cpu", **options: Any) -> tuple[Any, dict[str, Any]]:
     """A recording of `seconds`."""
     torch.manual_seed(0)
-    entry, audio = ENTRIES[codec](**options), _noise(seconds)
+    entry, audio = ENTRIES[codec](**options), _noise(seconds).to(device)
+    entry.model.to(device)
     spoken = audio.shape[-1] / RATE
 
     @torch.inference_mode()
@@ -184,12 +194,13 @@ def whole(codec: str, seconds: float = 2.0, **options: Any) -> tuple[Any, dict[s
 
 
 @torch.inference_mode()
-def stream(codec: str, steps: int = 25, **options: Any) -> tuple[Any, dict[str, Any]]:
+def stream(codec: str, steps: int = 25, device: str = "cpu", **options: Any) -> tuple[Any, dict[str, Any]]:
     """`steps` frames of one stream that goes on from repetition to repetition."""
     torch.manual_seed(0)
     entry = ENTRIES[codec](**options)
     assert entry.stream is not None
-    step, audio = entry.stream(), _noise(2.0)
+    entry.model.to(device)
+    step, audio = entry.stream(), _noise(2.0).to(device)
     pieces = [p for p in audio.split(entry.frame, -1) if p.shape[-1] == entry.frame]
 
     @torch.inference_mode()

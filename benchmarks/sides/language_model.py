@@ -1,11 +1,13 @@
 """A language model of one token a step: the same Llama-type network and the same random weights in every side.
 
-A repetition is `prompt` tokens of prefill and `new` tokens drawn from them (temperature 0.8, top-k 50, no end token).
+A repetition is `prompt` tokens of prefill and `new` tokens drawn from them (temperature 0.8, top-k 50, no end token);
+timed is what comes after the first drawn token, so that prefill has rows of its own.
 `check`: greedy tokens of the same weights, which must be those of the other sides.
 """
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
@@ -44,6 +46,28 @@ def tokens(size: str, count: int) -> Tensor:
     return torch.randint(0, SIZES[size]["vocab"], (1, count), generator=torch.Generator().manual_seed(1))
 
 
+class Stopwatch:
+    """What passes from the first token on; also a `streamer` of `transformers`, which hands every token to `put`."""
+
+    def __init__(self, prompt: bool = False) -> None:
+        self.early = 2 if prompt else 1  # a streamer is given the prompt, too
+        self.seen, self.wall, self.cpu = 0, 0.0, 0.0
+
+    def put(self, token: Any) -> None:
+        self.seen += 1
+        if self.seen == self.early:
+            self.wall, self.cpu = time.perf_counter(), time.process_time()
+
+    def end(self) -> None:
+        pass
+
+    def stop(self) -> dict[str, Any]:
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        wall, cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
+        return {"units": self.seen - self.early, "wall": wall, "cpu": cpu}
+
+
 # -- ours -------------------------------------------------------------------------------------------------------------
 def backbone(size: str, window: int, chunk: int) -> Any:
     from quaver.nn.transformer import Transformer, TransformerConfig
@@ -56,7 +80,7 @@ def backbone(size: str, window: int, chunk: int) -> Any:
 class Plain(nn.Module):
     """Table, backbone and head, with their state; what a step of `nn/` costs with nothing around it."""
 
-    def __init__(self, size: str, window: int, chunk: int, half: bool) -> None:
+    def __init__(self, size: str, window: int, chunk: int, half: bool, device: str = "cpu") -> None:
         super().__init__()
         from quaver.nn.packed import lay_out_linears, pack_linears
         from quaver.nn.state import State
@@ -73,14 +97,17 @@ class Plain(nn.Module):
         assert not missing.unexpected_keys
         assert all("norm" in name for name in missing.missing_keys)
         self.parameters_held = sum(p.numel() for p in self.parameters())
-        (pack_linears if half else lay_out_linears)(self)  # as models are loaded
+        if device == "cpu":
+            (pack_linears if half else lay_out_linears)(self)  # as models are loaded
+        else:
+            self.to(device, torch.bfloat16 if half else torch.float32)
         self.state = State(1)
         self.state.child("backbone", self.backbone)
-        self.state.add("token", dtype=torch.long)
+        self.state.add("token", dtype=torch.long, device=torch.device(device))
 
     def prefill(self, prompt: Tensor) -> Tensor:
         """All but the last token go into the cache, `chunk` at a time; the last is the next step's input."""
-        self.state.reset(torch.ones(1, dtype=torch.bool))
+        self.state.reset()
         hidden = torch.zeros(())
         for piece in prompt[:, :-1].split(self.chunk, 1):
             hidden = self.backbone(self.table(piece), self.state.child("backbone"))
@@ -98,25 +125,29 @@ class Plain(nn.Module):
 
 
 @torch.inference_mode()
-def ours(size: str, prompt: int, new: int, half: bool = False, recorded: bool = True) -> tuple[Any, dict[str, Any]]:
+def ours(
+    size: str, prompt: int, new: int, half: bool = False, recorded: bool = True, device: str = "cpu"
+) -> tuple[Any, dict[str, Any]]:
     """The step of `nn/` with a static state, sampled, recorded as live sessions are (`nn/recorded.py`)."""
     from quaver.benchmarks import roofline
     from quaver.nn.recorded import record
 
-    model = Plain(size, prompt + new, min(prompt, 64), half)
-    given = tokens(size, prompt)
+    model = Plain(size, prompt + new, min(prompt, 64), half, device)
+    given = tokens(size, prompt).to(device)
     model.prefill(given)
-    check = [int(model.step(torch.zeros(1), 0.0)[0]) for _ in range(8)]
-    trials = [(torch.full((1,), 0.1 * i),) for i in range(4)]
+    check = [int(model.step(torch.zeros(1, device=device), 0.0)[0]) for _ in range(8)]
+    trials = [(torch.full((1,), 0.1 * i, device=device),) for i in range(4)]
     step = (record(model.step, model.state, [model], trials) if recorded else None) or model.step
     dice = torch.Generator().manual_seed(2)
 
     @torch.inference_mode()
     def call() -> dict[str, Any]:
         model.prefill(given)
+        watch = Stopwatch()
         for _ in range(new):
-            int(step(torch.rand(1, generator=dice))[0])  # a caller looks at every token
-        return {"units": new}
+            # A caller looks at every token.
+            watch.put(int(step(torch.rand(1, generator=dice).to(device))[0]))
+        return watch.stop()
 
     s, size_of = SIZES[size], 2 if half else 4
     # The ring is read whole at every step, behind a mask.
@@ -151,12 +182,13 @@ def spoken(size: str, prompt: int, new: int) -> tuple[Any, dict[str, Any]]:
 
     def call() -> dict[str, Any]:
         plan = loop.join(0, TokenRequest(text, least=new, most=new, sampling=sampling))
-        made = 0
+        watch = Stopwatch()
         while not plan.done:
-            made += len(loop.tick())
+            for frame in loop.tick().values():
+                watch.put(frame)
         loop.leave(0)
-        assert made == new
-        return {"units": new}
+        assert watch.seen == new
+        return watch.stop()
 
     return call, {"parameters": parameters}
 
@@ -189,16 +221,20 @@ def llama(size: str, longest: int) -> Any:
     return model
 
 
-def transformers(size: str, prompt: int, new: int, cache: str = "static") -> tuple[Any, dict[str, Any]]:
-    """`LlamaForCausalLM.generate` of package `transformers`, with a static or a dynamic cache."""
-    model = llama(size, prompt + new)
-    given = tokens(size, prompt)
+def transformers(
+    size: str, prompt: int, new: int, cache: str = "static", half: bool = False, device: str = "cpu"
+) -> tuple[Any, dict[str, Any]]:
+    """`LlamaForCausalLM.generate` of package `transformers`, with a static or a dynamic cache. (`half`: of a GPU.)"""
+    model = llama(size, prompt + new).to(device, torch.bfloat16 if half else torch.float32)
+    given = tokens(size, prompt).to(device)
     more: dict[str, Any] = {"cache_implementation": "static"} if cache == "static" else {}
     greedy = model.generate(given, attention_mask=torch.ones_like(given), max_new_tokens=8, do_sample=False, **more)
 
     def call() -> dict[str, Any]:
+        watch = Stopwatch(prompt=True)
         made = model.generate(
             given,
+            streamer=watch,
             attention_mask=torch.ones_like(given),
             do_sample=True,
             temperature=TEMPERATURE,
@@ -207,20 +243,22 @@ def transformers(size: str, prompt: int, new: int, cache: str = "static") -> tup
             max_new_tokens=new,
             **more,
         )
-        assert made.shape[1] == prompt + new, "it stopped early, which would look like speed"
-        return {"units": new}
+        assert made.shape[1] == prompt + new == watch.seen - 1 + prompt, "it stopped early, which would look like speed"
+        return watch.stop()
 
     return call, {"parameters": sum(p.numel() for p in model.parameters()), "check": greedy[0, prompt:].tolist()}
 
 
 # -- prefill ----------------------------------------------------------------------------------------------------------
 @torch.inference_mode()
-def ours_prefill(size: str, prompt: int, chunk: int, half: bool = False) -> tuple[Any, dict[str, Any]]:
+def ours_prefill(
+    size: str, prompt: int, chunk: int, half: bool = False, device: str = "cpu"
+) -> tuple[Any, dict[str, Any]]:
     """`prompt` tokens into the cache, `chunk` at a time."""
     from quaver.benchmarks import roofline
 
-    model = Plain(size, prompt, chunk, half)
-    given = torch.cat([tokens(size, prompt), torch.zeros(1, 1, dtype=torch.long)], 1)
+    model = Plain(size, prompt, chunk, half, device)
+    given = torch.cat([tokens(size, prompt), torch.zeros(1, 1, dtype=torch.long)], 1).to(device)
 
     @torch.inference_mode()
     def call() -> dict[str, Any]:
@@ -232,12 +270,12 @@ def ours_prefill(size: str, prompt: int, chunk: int, half: bool = False) -> tupl
     return call, {"parameters": model.parameters_held, "read": cost.read, "flops": cost.flops}
 
 
-def transformers_prefill(size: str, prompt: int) -> tuple[Any, dict[str, Any]]:
+def transformers_prefill(size: str, prompt: int, half: bool = False, device: str = "cpu") -> tuple[Any, dict[str, Any]]:
     """One forward of the decoder into a static cache."""
     from transformers import StaticCache
 
-    model = llama(size, prompt).model
-    given = tokens(size, prompt)
+    model = llama(size, prompt).model.to(device, torch.bfloat16 if half else torch.float32)
+    given = tokens(size, prompt).to(device)
 
     @torch.inference_mode()
     def call() -> dict[str, Any]:

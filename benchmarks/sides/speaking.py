@@ -47,6 +47,33 @@ def quaver(model: str = "default", sentences: int = 1) -> tuple[Any, dict[str, A
     return call, {"bytes": sum(f.stat().st_size for f in files)}
 
 
+def many(slots: int, ticks: int = 48, model: str = "default") -> tuple[Any, dict[str, Any]]:
+    """`slots` answers of a bundled model at once, as the server steps them: front end, language model, decoder."""
+    from quaver.tts.script import Script
+    from quaver.tts.synthesizer import Synthesizer
+
+    synthesizer = Synthesizer.load(model)
+    batch, settings = synthesizer.batch(slots), synthesizer.settings_of()
+    batch.generation.record()
+    frame = 1000 / float(synthesizer.codec.frame_spec.rate)
+
+    def begin(slot: int) -> None:
+        batch.join(slot, Script(synthesizer.frontend, " ".join([TEXT] * 200), by="sentence"), settings)
+
+    for slot in range(slots):
+        begin(slot)
+
+    def call() -> dict[str, Any]:
+        for _ in range(ticks):
+            batch.tick()
+            for slot in filter(batch.done, range(slots)):
+                batch.leave(slot)
+                begin(slot)
+        return {"units": ticks * slots}
+
+    return call, {"slots": slots, "frame": frame}
+
+
 def teacher(name: str, text: str = TEXT) -> tuple[Any, dict[str, Any]]:
     """hibari-tts, Piper's joe or Kokoro-82M, each in onnxruntime on one thread (`quaver.training.teachers`)."""
     import numpy as np

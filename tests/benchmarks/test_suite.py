@@ -10,6 +10,7 @@ import pytest
 from quaver.app.commands import bench
 from quaver.benchmarks import peers, suite
 from quaver.benchmarks.runner import ROOT, Row, Side, run
+from quaver.errors import BadInput
 
 
 @pytest.mark.parametrize("gone", ["the folder", "its rows"])
@@ -71,9 +72,58 @@ def test_a_page_of_the_project_has_its_markers_in_order() -> None:
 
     page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     names = report.names(page)
-    assert set(names) <= {"machine", "sizes", "imports", *TABLES}
+    assert set(names) <= {"machine", "sizes", "imports", "gpu", *TABLES}
     assert set(TABLES) <= set(names), "every table has its place on the page"
     assert report.update(page, dict.fromkeys(names, "x")).count("\nx\n") == len(names)
+
+
+def test_rows_of_another_device_are_those_whose_sides_can_run_there() -> None:
+    from quaver.benchmarks.rows import ROWS, on_device
+
+    rows = {row.name: row for row in on_device(list(ROWS.values()), "cuda")}
+    assert {"lm-20M", "prefill-120M", "codec-mimi", "stream-mimi"} <= set(rows)
+    assert not {"start", "speech", "slots"} & set(rows)
+    assert [side.name for side in rows["lm-20M"].sides] == [
+        "quaver, bfloat16",
+        "transformers, static cache, bfloat16",
+        "transformers, dynamic cache, bfloat16",
+    ]
+    for row in rows.values():
+        assert all(side.settings["device"] == "cuda" for side in row.sides)
+
+
+def test_a_machine_without_a_gpu_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    import torch
+
+    from quaver.benchmarks.__main__ import main
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["lm-5M", "--device", "cuda", "--out", str(tmp_path / "x")]) == 2
+    assert "no GPU" in capsys.readouterr().err
+    assert main(["lm-5M", "--device", "tpu"]) == 2
+    assert "cpu or cuda" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_part_of_another_device_is_written_between_its_markers(tmp_path: Path) -> None:
+    out, page = tmp_path / "bench-cuda", tmp_path / "page.md"
+    (out / "rows").mkdir(parents=True)
+    page.write_text("a\n<!-- bench:gpu -->\nold\n<!-- /bench:gpu -->\nb\n")
+    with pytest.raises(BadInput, match="no measurements"):
+        suite.write_device(out, page)
+    described = {"cpu": "x", "cores": 2, "flags": [], "cache_mb": 1, "memory_gb": 1, "gpu": "One GPU", "python": "3"}
+    suite.keep(out / "machine.json", {"described": described | {"torch": "2", "commit": "c"}, "ceilings": {}})
+    side = {"name": "quaver, bfloat16", "cpu": 1.0, "wall": 2.0, "rounds": 2, "info": {"read": 1.0, "flops": 1.0}}
+    row = {"name": "lm-5M", "table": "lm", "title": "5 M", "remark": "", "scale": 1000, "load": [0.1], "sides": [side]}
+    suite.keep(out / "rows" / "lm-5M.json", row)
+    suite.write_device(out, page)
+    text = page.read_text()
+    assert "One GPU" in text
+    assert "| 5 M | quaver, bfloat16 |" in text
+    assert "roofline" not in text
+    assert "old" not in text
 
 
 @pytest.mark.long
