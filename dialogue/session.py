@@ -298,7 +298,7 @@ class DuplexBatch:
         return audio * ready[:, None], frame
 
     def _text(self, token: int) -> str:
-        return self.vocabulary.decode(token) if token < self.vocabulary.size else ""
+        return self.vocabulary.decode(token) if 0 <= token < self.vocabulary.size else ""
 
     # -- small things -------------------------------------------------------------------------------------------------
     def _known(self, slot: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from quaver.codecs.native import XCodec, XCodecConfig
+from quaver.dialogue.model import delays_of
 
 from ..dialogue.tiny import CODEC, VOCABULARY, talking_model
 from .conftest import Run, assert_one_line
@@ -24,12 +26,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("models")
     codec, model = XCodec(XCodecConfig(**CODEC)), talking_model()
-    extra = {"codec": '"kind": "codec"', "talk": '"kind": "duplex", "codec": "codec"'}
-    for name, module in (("codec", codec), ("talk", model)):
+    speaks, writes = (talking_model(delays=delays_of(3, 2, text=text)) for text in (-3, 4))
+    duplex = '"kind": "duplex", "codec": "codec"'
+    extra = {"codec": '"kind": "codec"', "talk": duplex, "speaks": duplex, "writes": duplex}
+    for name, module in (("codec", codec), ("talk", model), ("speaks", speaks), ("writes", writes)):
         (root / name).mkdir()
         save_file(module.state_dict(), root / name / "model.safetensors")
         (root / name / "config.json").write_text(module.config.model_dump_json()[:-1] + f", {extra[name]}}}")
-    VOCABULARY.save(root / "talk" / "vocabulary.json")
+        VOCABULARY.save(root / name / "vocabulary.json")
     return root / "talk"
 
 
@@ -78,10 +82,17 @@ def test_a_pipe_gives_as_much_as_it_takes(run: Run, folder: Path, user: np.ndarr
         (["corpus", "dialogues", "--out", "d", "--user", "joe", "--split", "dev"], "dev"),
         (["eval", "duplex", "--dialogues", "none", "--model", "none"], "corpus dialogues"),
         (["eval", "duplex", "--dialogues", "none", "--minutes", "3", "--slots", "2"], "--slots"),
+        (["chat", "--in", "nan.wav", "--out", "r.wav", "--model", "MODEL"], "at sample 100"),
+        (["chat", "--in", "user.wav", "--out", "r.wav", "--model", "SPEAKER"], "hears nothing"),
+        (["eval", "duplex", "--dialogues", "d", "--model", "SPEAKER", "--minutes", "1"], "--minutes"),
     ],
 )
-def test_what_is_wrong_is_one_line(run: Run, folder: Path, user: np.ndarray, arguments: list[str], words: str) -> None:
-    assert_one_line(run(*[str(folder) if a == "MODEL" else a for a in arguments]), words)
+def test_what_is_wrong_is_one_line(
+    run: Run, folder: Path, user: np.ndarray, tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    soundfile.write(tmp_path / "nan.wav", np.where(np.arange(200) == 100, np.nan, user[:1]), 24_000, subtype="FLOAT")
+    names = {"MODEL": str(folder), "SPEAKER": str(folder.parent / "speaks")}
+    assert_one_line(run(*[names.get(a, a) for a in arguments]), words)
 
 
 def test_dialogues_are_made_and_judged(run: Run, tmp_path: Path) -> None:
@@ -94,3 +105,25 @@ def test_dialogues_are_made_and_judged(run: Run, tmp_path: Path) -> None:
     assert b"| goodbye |" not in judged.out  # nobody listened to the answers
     long = run("eval", "duplex", "--dialogues", "d", "--model", "none", "--minutes", 1, "-q")
     assert b"| silence collapses | 0.000 |" in long.out, long.err
+
+
+def test_word_errors_of_a_recogniser(run: Run, folder: Path, tmp_path: Path) -> None:
+    """A random one, on half a second: it writes something, and what it writes is counted; chat shows it."""
+    samples = (0.1 * np.random.default_rng(0).standard_normal((12_000, 2))).astype(np.float32)
+    soundfile.write(tmp_path / "a.flac", samples, 24_000)
+    event = {"kind": "turn", "start": 0.0, "end": 0.4, "text": "hello seven"}
+    row = {"id": "a", "path": "a.flac", "seconds": 0.5, "words": [], "events": [event], "split": "test", "voice": "x"}
+    (tmp_path / "dialogues.jsonl").write_text(json.dumps(row) + "\n")
+    model = folder.parent / "writes"
+    judged = run("eval", "duplex", "--dialogues", ".", "--model", model, "-o", "report", "-q")
+    assert judged.code == 0, judged.err
+    assert b"user's words, as the model writes them down" in judged.out
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["errors"]["a"][1] == 2
+    assert report["texts"]["a"][0] == "hello seven"
+    chat = run("chat", "--in", "a.flac", "--out", "r.wav", "--model", model, "--tail", 0)
+    assert chat.code == 0, chat.err
+    assert chat.err.strip()
+    assert not soundfile.read(tmp_path / "r.wav")[0].any()
+    spoken = run("eval", "duplex", "--dialogues", ".", "--model", folder.parent / "speaks", "-q")
+    assert_one_line(spoken, "--asr")

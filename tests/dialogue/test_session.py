@@ -241,6 +241,22 @@ def test_bad_frames_are_refused_and_change_nothing(frame: np.ndarray, rate: int 
     assert all(torch.equal(before[k], v) for k, v in made.state.save().items())
 
 
+def test_an_input_that_stalls_goes_on_where_it_was() -> None:
+    """Nothing comes for a while: nothing is said meanwhile, and then all is as if there had been no gap."""
+    heard, gap = noise_frames(10, SIZE), noise_frames(6, SIZE, 9)
+    stalled, steady = batch(2), batch(2)
+    for made in (stalled, steady):
+        made.join(0, DuplexSettings(seed=2))
+        made.join(1, DuplexSettings(seed=3))
+    said = [stalled.step({0: f})[0] for f in heard[:4]]
+    assert all(stalled.step({1: f}).keys() == {1} for f in gap)
+    said += [stalled.step({0: f})[0] for f in heard[4:]]
+    for ours, frame in zip(said, heard, strict=True):
+        other = steady.step({0: frame})[0]
+        assert np.array_equal(ours.audio, other.audio)
+        assert (ours.token, ours.frame) == (other.token, other.frame)
+
+
 def test_other_misuse_is_told() -> None:
     made = batch(2)
     with pytest.raises(BadInput, match="join"):
