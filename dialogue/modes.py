@@ -32,27 +32,10 @@ LEVEL = 0.01
 """RMS of silence."""
 
 
-def _mark_or_word(batch: DuplexBatch, hidden: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Drawn for each slot: 0 for PAD, 1 for EPAD, 2 for a word; and the likeliest word."""
-    config, state = batch.model.config, batch.state
-    logits = batch.model.text_head(hidden).float()
-    marks = torch.tensor([config.pad, config.epad], device=batch.device)
-    words = logits.index_fill(1, marks, float("-inf"))
-    kinds = torch.cat([logits[:, marks], words.logsumexp(-1, keepdim=True)], 1)
-    choice = sample_rows(kinds, state["text_temperature"], torch.zeros_like(state["steps"]), uniform)
-    return choice, words.argmax(-1)
-
-
 class RecogniserBatch(DuplexBatch):
     """Hears, and writes down the words late (`DuplexFrame.text`); it has no voice, its audio is silence."""
 
     speaks = False
-
-    def _draw_text(self, hidden: Tensor, uniform: Tensor) -> Tensor:
-        """When a word begins is drawn (at a temperature of 0: when a word is likelier than none), which word is the
-        likeliest: a word whose moment is uncertain is never the likeliest token of any frame."""
-        choice, words = _mark_or_word(self, hidden, uniform)
-        return torch.where(choice == 0, self.model.config.pad, torch.where(choice == 1, self.model.config.epad, words))
 
     def _draw_codes(self, hidden: Tensor, text: Tensor, uniform: Tensor, begun: Tensor) -> Tensor:
         own = begun[:, 1 : 1 + self.model.config.own]
@@ -91,7 +74,11 @@ class SynthesizerBatch(DuplexBatch):
     def _draw_text(self, hidden: Tensor, uniform: Tensor) -> Tensor:
         """PAD, EPAD or "a word": the model's choice; which word: the text's."""
         config, state = self.model.config, self.state
-        choice, _ = _mark_or_word(self, hidden, uniform)
+        logits = self.model.text_head(hidden).float()
+        marks = torch.tensor([config.pad, config.epad], device=self.device)
+        words = logits.index_fill(1, marks, float("-inf")).logsumexp(-1, keepdim=True)
+        every = torch.zeros_like(state["steps"])
+        choice = sample_rows(torch.cat([logits[:, marks], words], 1), state["text_temperature"], every, uniform)
         text = torch.where(choice == 0, config.pad, torch.where(choice == 1, config.epad, state["word"] - 1))
         text = torch.where(state["word"] > 0, text, config.pad)
         return torch.where(state["forced"] > 0, state["forced"] - 1, text)
@@ -220,7 +207,7 @@ def transcribe(batch: DuplexBatch, audio: np.ndarray, settings: DuplexSettings |
     """
     if not isinstance(batch, RecogniserBatch):
         raise ConfigError("this model is no recogniser: its text is not later than the audio (see docs/dialogue.md)")
-    batch.join(0, settings or DuplexSettings(text_temperature=1))
+    batch.join(0, settings or DuplexSettings(text_temperature=0))
     size, late = batch.frame_size, batch.model.config.stream_delays[0]
     padded = np.pad(audio, (0, -len(audio) % size + late * size)).astype(np.float32)
     tokens = [batch.step({0: padded[i : i + size]})[0].token for i in range(0, len(padded), size)]

@@ -374,7 +374,7 @@ def draw_timeline(
         if event.kind in _COLOURS:
             top.axvspan(event.start, event.end, color=_COLOURS[event.kind], alpha=0.25, linewidth=0)
             label = event.text or event.kind
-            top.text(event.start, 1.02, label[:40], fontsize=6, transform=top.get_xaxis_transform(), clip_on=True)
+            top.text(event.start, 1.02, label[:40], fontsize=6, transform=top.get_xaxis_transform())
     bottom.set_xlabel("seconds", fontsize=8)
     bottom.set_xlim(0, seconds or 1)
     figure.savefig(path, format="png", dpi=110)

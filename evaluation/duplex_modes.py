@@ -101,7 +101,7 @@ Found = Iterator[tuple[int, str, str]]
 
 def _written(rows: list[DialogueRow], parts: DuplexParts, slots: int) -> Found:
     """What the recogniser writes down of each dialogue's user; backchannels ("mhm") are not in its training texts."""
-    settings = DuplexSettings(text_temperature=1)  # of when, not of which (`modes.RecogniserBatch`)
+    settings = DuplexSettings(text_temperature=0)
     late = parts.model.config.stream_delays[0] * parts.codec.frame_size
 
     def recordings() -> Iterator[tuple[np.ndarray, DuplexSettings]]:
