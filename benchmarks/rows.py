@@ -231,8 +231,8 @@ _ROWS = (
             Side("transformers, CSM depth decoder, static cache", "depth_loop.py:csm", {"cache": "static"}),
         ),
         seconds=30,
-        remark="short of the aim of 3x: this head's loop is not recorded, as Moshi's is; every level makes its rotary "
-        "tables and masks anew, and at these sizes calling costs more than computing.",
+        remark="short of the aim of 3x: the transformer's step comes from a recording, the draws and the inputs of the "
+        "levels do not; every level makes its rotary tables and masks anew.",
     ),
     Row(
         "codec-mimi",

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..nn.norm import RMSNorm
+from ..nn.recorded import stepped
 from ..nn.transformer import Transformer, TransformerConfig
 from .sampling import SamplingConfig, draw, filtered_probabilities, repetition_aware
 
@@ -204,7 +205,7 @@ class DepthHead(TokenHead):
         for k, level in enumerate(self.levels):
             if k:
                 x = self._input(k, codes[-1].repeat(len(hidden) // len(codes[-1])))
-            logits = level(self.transformer(x[:, None], state)[:, 0])
+            logits = level(stepped(self.transformer, x[:, None], state)[:, 0])
             logits = logits if mix is None else mix(logits)
             codes.append(self.draw_level(k, logits, uniform, config, recent, empty, banned))
         return torch.stack(codes, 1)

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..codecs.base import Codec
 from ..codecs.loading import load_codec, model_folder, read_json, validated
 from ..errors import BadInput, ConfigError
+from ..nn.packed import lay_out_linears
 from .conditions import Conditioners
 from .decoder import AcousticDecoder
 from .flow_decoder import Prompt
@@ -110,6 +111,7 @@ class TokenSynthesizer:
         """
         folder = model_folder(name)
         lm, tokens = load_token_lm(str(folder))
+        lay_out_linears(lm)
         path = folder / "settings.json"
         settings = TokenVoiceSettings()
         if path.exists():

@@ -16,7 +16,7 @@ DEPTH: dict[str, Any] = {"width": 256, "layers": 4, "heads": 4, "hidden": 688}
 
 @torch.inference_mode()
 def ours(frames: int = 10, half: bool = False) -> tuple[Any, dict[str, Any]]:
-    from quaver.nn.packed import pack_linears
+    from quaver.nn.packed import lay_out_linears, pack_linears
     from quaver.nn.transformer import TransformerConfig
     from quaver.tts.sampling import SamplingConfig
     from quaver.tts.token_heads import DepthHead
@@ -25,8 +25,7 @@ def ours(frames: int = 10, half: bool = False) -> tuple[Any, dict[str, Any]]:
     config = TransformerConfig(**DEPTH, qk_norm=False)
     head = DepthHead(BACKBONE, LEVELS, VOCAB, depth=config, own=False).eval()
     parameters = sum(p.numel() for p in head.parameters())
-    if half:
-        pack_linears(head)
+    (pack_linears if half else lay_out_linears)(head)
     sampling = SamplingConfig(temperature=0.8, top_k=50)
     hidden = torch.randn(frames, 1, BACKBONE)
 

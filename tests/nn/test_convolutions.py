@@ -70,6 +70,24 @@ def test_a_few_steps_of_a_depthwise_convolution_are_those_of_many(batch: int, ti
 
 
 @pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 1), (4, 2), (2, 2)])
+@pytest.mark.parametrize(("batch", "steps"), [(1, 1), (1, 2), (3, 4), (2, FEW // 2), (2, FEW), (1, FEW + 1)])
+def test_a_few_steps_of_a_convolution_are_those_of_many(
+    batch: int, steps: int, kernel: int, stride: int, bias: bool
+) -> None:
+    """Short inputs are multiplied as matrices: the same sums, whatever the neighbours are."""
+    module = randomised(CausalConv1d(6, 4, kernel, stride, bias=bias))
+    x = randn(batch, 6, steps * stride)
+    y = module(x)
+    expected = module.conv(torch.nn.functional.pad(x, (kernel - stride, 0)))
+    assert torch.allclose(y, expected, atol=TOLERANCE)
+    other = torch.cat([x[:1], randn(batch - 1, 6, steps * stride)])
+    assert torch.equal(module(other)[:1], y[:1])
+    with torch.enable_grad():
+        assert module(x).requires_grad
+
+
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("batch", "time"), [(1, 1), (1, 2), (3, 4), (2, FEW // 2), (2, FEW), (1, FEW + 1)])
 def test_a_few_steps_of_a_transposed_convolution_are_those_of_many(batch: int, time: int, bias: bool) -> None:
     """Short inputs are multiplied as matrices and overlapped: the same sums, whatever the neighbours are."""

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quaver.nn import recorded
 from quaver.nn.transformer import TransformerConfig
 from quaver.tts.sampling import SamplingConfig
 from quaver.tts.token_heads import DepthHead, MultiTokenHead, ParallelHead, TokenHead
@@ -93,3 +94,19 @@ def test_a_draft_depends_on_what_was_drawn_before_it_and_is_trained_as_it_is_dra
         other = head.draft_losses(hidden, torch.cat([(codes[:, :1] + 1) % 4, codes[:, 1:]], 1))
     assert torch.allclose(losses, torch.stack(by_hand))
     assert not torch.allclose(losses, other)
+
+
+@torch.inference_mode()
+def test_levels_from_a_recorded_step_are_those_of_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = DepthHead(8, 3, 4, SMALL).eval()
+    drawn = {}
+    for switch in ("0", "1"):
+        monkeypatch.setenv(recorded.SWITCH, switch)
+        monkeypatch.setattr(recorded, "AFTER", 4)
+        recorded._RECORDERS.pop(head.transformer, None)
+        dice = torch.Generator().manual_seed(0)
+        steps = [(torch.randn(2, 8, generator=dice), torch.rand(2, 2, 3, generator=dice)) for _ in range(6)]
+        drawn[switch] = torch.stack([head.sample(hidden, uniform, PLAIN) for hidden, uniform in steps])
+        made = [r.recording is not None for r in recorded._RECORDERS[head.transformer].values()]
+        assert made == [switch == "1"]
+    assert torch.equal(drawn["0"], drawn["1"])
