@@ -101,7 +101,7 @@ class SentencePieces:
         try:
             from sentencepiece import SentencePieceProcessor  # pyright: ignore[reportMissingImports]
         except ImportError as error:
-            raise MissingExtra("Moshi's text needs sentencepiece; run: pip install sentencepiece") from error
+            raise MissingExtra("Moshi's text needs sentencepiece; run: pip install 'quaver[moshi]'") from error
         if not path.is_file():
             raise MissingFile(f"there is no SentencePiece model {path}")
         try:
