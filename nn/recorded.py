@@ -28,7 +28,7 @@ Step = Callable[..., tuple[Tensor, ...]]
 """`step(*inputs)`; it may read and write a state tree."""
 
 SWITCH = "QUAVER_RECORD"
-"""Environment variable: `0` lets `stepped` run every step as it is."""
+"""Environment variable: while it is `0`, `stepped` runs every step as it is."""
 AFTER = 160
 """Steps of a module before it is recorded. A recording costs what it saves in some hundred steps: a command that says
 one sentence is done before."""
@@ -129,8 +129,6 @@ def record_steps(module: StreamingModule, x: Tensor, state: State) -> bool:
     if held.tried:
         return held.recording is not None
     held.tried = True
-    if os.environ.get(SWITCH, "1") == "0":
-        return False
 
     def step(x: Tensor, moving: Tensor) -> tuple[Tensor]:
         with state.only(moving):
@@ -155,5 +153,5 @@ def _recorder(module: nn.Module, x: Tensor) -> _Recorder:
 
 
 def _recordable(module: nn.Module, x: Tensor) -> bool:
-    plain = x.device.type == "cpu" and not module.training
+    plain = x.device.type == "cpu" and not module.training and os.environ.get(SWITCH, "1") != "0"
     return plain and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
