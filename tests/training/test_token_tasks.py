@@ -193,7 +193,11 @@ def test_the_family_s_recipes_are_read_and_name_a_task_that_takes_them(
     if codes:
         rows = [np.zeros((-(-e.samples // 960), width)) for e in pack.entries]
         pack.write_track(f"codes.{codes}.u16", rows, np.uint16)
-    task = build_task(recipe.model_copy(update={"data": (recipe.data[0].model_copy(update={"pack": pack.folder}),)}))
+    options = {
+        name: value for name, value in recipe.options.items() if name != "body"
+    }  # of other voices than the pack's
+    data = (recipe.data[0].model_copy(update={"pack": pack.folder}),)
+    task = build_task(recipe.model_copy(update={"data": data, "options": options}))
     assert task.config()["kind"] in ("token_lm", "lm", "flow", "mel")
 
 
