@@ -24,6 +24,7 @@ from quaver.tts.flow import load_flow
 from quaver.tts.generate import Generation
 from quaver.tts.layouts import FILL, SPEECH
 from quaver.tts.sampling import SamplingConfig
+from quaver.tts.synthesizer import load_lm
 from quaver.tts.token_lm import load_token_lm
 from quaver.tts.token_plan import TokenRequest
 
@@ -235,3 +236,24 @@ def test_a_tiny_model_learns_its_utterances_by_heart(layout: str, recipe: MakeRe
         right += int((np.array(frames[:count])[:, 0] == truth[:count, 0]).sum())
         total += max(len(frames), len(truth))
     assert right / total > 0.4  # two utterances share each voice and text, so half of the codes is all there is
+
+
+def test_a_head_of_codes_begins_with_another_heads_body(recipe: MakeRecipe, tmp_path: Path) -> None:
+    first: Any = train(recipe("lm"), tmp_path / "chain")
+    model = {"head": "depth", "depth": {"width": 8, "layers": 1, "heads": 2, "hidden": 8}}
+    task: Any = build_task(recipe("lm", model=model, options={"body": str(tmp_path / "chain")}))
+    own = task.model.state_dict()
+    taken = {
+        key: x for key, x in load_lm(str(tmp_path / "chain"))[0].state_dict().items() if not key.startswith("head.")
+    }
+    assert taken
+    assert all(torch.equal(x, own[key]) for key, x in taken.items())
+    assert first.task.model.head.__class__ is not task.model.head.__class__
+    with pytest.raises(ConfigError, match=r"options\.body.*the same backbone"):
+        build_task(
+            recipe(
+                "lm",
+                model={"backbone": {**MODELS["lm"]["backbone"], "width": 16}},
+                options={"body": str(tmp_path / "chain")},
+            )
+        )
