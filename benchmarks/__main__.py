@@ -23,8 +23,8 @@ from .rows import ROWS, TABLES, on_device
 from .runner import ROOT
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Returns 0, 1 if a side failed, 2 for a wrong line."""
+def parser() -> argparse.ArgumentParser:
+    """The options of `quaver bench`."""
     options = argparse.ArgumentParser(
         prog="quaver bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -38,7 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--seconds", type=float, help="no new round after so many seconds of a row")
     options.add_argument("--render", action="store_true", help="measure nothing; write what was measured")
     options.add_argument("--docs", action="store_true", help="write the generated parts of docs/benchmarks.md")
-    chosen = options.parse_args(arguments)
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns 0, 1 if a side failed, 2 for a wrong line."""
+    chosen = parser().parse_args(arguments)
     say = _say
     try:
         changed = {k: v for k in ("rounds", "seconds") if (v := getattr(chosen, k)) is not None}
