@@ -69,17 +69,22 @@ def keep(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
+def _measured(out: Path) -> tuple[dict[str, Any], list[Any]]:
+    """The machine, and all rows that a folder holds."""
+    stored = out / "machine.json"
+    if not stored.exists():
+        raise BadInput(f"{out} holds no measurements yet; run without --render first")
+    rows = [json.loads(p.read_text(encoding="utf-8")) for name in ROWS if (p := out / "rows" / f"{name}.json").exists()]
+    return json.loads(stored.read_text(encoding="utf-8")), rows
+
+
 def write(out: Path, page: Path | None = None, image: Path | None = None) -> None:
     """`bench.json`, `bench.md` and `bench.png` of all rows that `out` holds, and the generated parts of `page`.
 
     Raises:
         BadInput: nothing was measured yet, or the page's markers are not in order.
     """
-    stored = out / "machine.json"
-    if not stored.exists():
-        raise BadInput(f"{out} holds no measurements yet; run without --render first")
-    held = json.loads(stored.read_text(encoding="utf-8"))
-    rows = [json.loads(p.read_text(encoding="utf-8")) for name in ROWS if (p := out / "rows" / f"{name}.json").exists()]
+    held, rows = _measured(out)
     for row in rows:  # words may have been found after the figures
         row |= {"remark": ROWS[row["name"]].remark, "title": ROWS[row["name"]].title}
     parts = {"machine": report.machine(held["described"], held["ceilings"])}
@@ -108,11 +113,7 @@ def write_device(out: Path, page: Path | None = None) -> None:
     Raises:
         BadInput: nothing was measured yet, or the page's markers are not in order.
     """
-    stored = out / "machine.json"
-    if not stored.exists():
-        raise BadInput(f"{out} holds no measurements yet; run without --render first")
-    held = json.loads(stored.read_text(encoding="utf-8"))
-    rows = [json.loads(p.read_text(encoding="utf-8")) for name in ROWS if (p := out / "rows" / f"{name}.json").exists()]
+    held, rows = _measured(out)
     parts = [report.machine(held["described"], None)]
     for name, shape in TABLES.items():
         if mine := [row for row in rows if row["table"] == name]:

@@ -72,13 +72,13 @@ def run_mode(
     rows, mode = chosen(folder, split, limit), parts.model.config.mode
     if mode == "dialogue":
         raise BadInput("this model holds conversations: score it with run_duplex")
-    if mode == "synthesizer" and recognise is None:
-        raise BadInput("word errors of a synthesizer need a listener: give --asr a faster-whisper folder or hub name")
     errors, recorded, texts = {}, {}, {}
-    found = _written(rows, parts, slots) if recognise is None or mode == "recogniser" else None
-    if found is None:
-        assert recognise is not None
+    if mode == "recogniser":
+        found = _written(rows, parts, slots)
+    elif recognise is not None:
         found = _spoken(rows, parts, slots, seed, out, recognise, recorded)
+    else:
+        raise BadInput("word errors of a synthesizer need a listener: give --asr a faster-whisper folder or hub name")
     for done, (number, wanted, heard) in enumerate(found, 1):
         name = rows[number].id
         errors[name], texts[name] = _errors(wanted, heard), (wanted, heard)
