@@ -258,17 +258,18 @@ BACKCHANNELS = ("Right.", "Yes.", "Okay.", "I see.")
 
 
 def script(seed: int, split: Split, turns: int = 4) -> list[Exchange]:
-    """A conversation: a greeting, `turns` questions (some answers are asked for again), a goodbye. A seed gives
-    always the same."""
+    """A conversation: a greeting, `turns` questions (some answers are asked for again), a goodbye. The same
+    seed gives the same."""
     if split not in SPLITS:
         raise BadInput(f"no split {split!r}: {' or '.join(SPLITS)}")
     rng = np.random.default_rng([seed, SPLITS.index(split)])
     chosen = rng.choice(len(_TOPICS), size=turns, p=[weight for _, weight in _TOPICS])
-    exchanges = [_greeting(rng, split), *(_TOPICS[int(i)][0](rng, split) for i in chosen)]
-    again = [not e.long and rng.random() < AGAIN for e in exchanges]
-    return [f for e, more in zip(exchanges, again, strict=True) for f in ((e, _again(rng, e)) if more else (e,))] + [
-        BYE
-    ]
+    said: list[Exchange] = []
+    for exchange in (_greeting(rng, split), *[_TOPICS[int(i)][0](rng, split) for i in chosen]):
+        said.append(exchange)
+        if not exchange.long and rng.random() < AGAIN:
+            said.append(_again(rng, exchange))
+    return [*said, BYE]
 
 
 def texts(count: int = 2000, split: Split = "train") -> list[str]:

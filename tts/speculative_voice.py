@@ -28,8 +28,6 @@ __all__ = ["MODES", "SpeculationSettings", "load_depth_drafter", "offer_speculat
 
 Mode = Literal["exact", "pcg", "budgeted", "tolerance"]
 MODES: tuple[str, ...] = get_args(Mode)
-GROUP_SIZE = 8.0
-"""Mean tokens of a group where no groups file was built: the size that kept phones best (docs/speculation.md)."""
 
 
 class SpeculationSettings(BaseModel):
@@ -42,7 +40,7 @@ class SpeculationSettings(BaseModel):
         own acceptance, so that a seed gives other speech of the same law on another machine.
     delta: total variation that a step may spend (`budgeted`). total: that an utterance may spend.
     bonus: of `tolerance`. groups: a file of `quaver groups build`; None: `groups.safetensors` beside the weights, or
-        groups of `GROUP_SIZE` tokens made at load where there is none.
+        those of `build_groups` by default, made at load, where there is none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -161,7 +159,7 @@ def _draft(settings: SpeculationSettings, folder: Path, head: Any) -> str:
 def _groups(settings: SpeculationSettings, folder: Path, head: Any) -> Groups:
     path = settings.groups or folder / "groups.safetensors"
     if settings.groups is None and not path.exists():  # half a second, and no file to go stale
-        return build_groups(code_embeddings(head), GROUP_SIZE, control=int(head.stops))
+        return build_groups(code_embeddings(head), control=int(head.stops))
     return load_groups(path, weights_hash(folder))
 
 
