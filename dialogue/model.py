@@ -288,6 +288,7 @@ class DuplexModel(StreamingModule):
         heard: Tensor | None = None,
         voiced: Tensor | None = None,
         misheard: Tensor | None = None,
+        sound: bool = True,
     ) -> dict[str, Tensor]:
         """Losses in nats: `loss`, `text`, `audio` (weighted), `heard` where the model has that head, and each level's
         `levels[level]`.
@@ -296,6 +297,9 @@ class DuplexModel(StreamingModule):
             codes: `[batch, stream, T]`; `nothing` marks what does not count.
             noisy: what the model sees as its past instead of `codes` (history corruption).
             heard: text tokens of the other speaker `[batch, T]`, or None: that head is not trained.
+            misheard: what the model has written down of it instead of `heard`; alone, a record that is read and not
+                trained on.
+            sound: whether the codes are trained on (not where there are none).
             voiced: bool `[batch, T]`, the columns whose codes are trained on, or None: all. The depth transformer runs
                 on no others: a random part teaches nearly as much for less (compute amortisation, Sesame's CSM).
         """
@@ -312,7 +316,7 @@ class DuplexModel(StreamingModule):
         if config.heard is not None and heard is not None:
             losses["heard"] = self._heard_loss(hidden, heard, config.heard, share)
             losses["loss"] = losses["loss"] + weights.heard * losses["heard"]
-        if config.levels:
+        if config.levels and sound:
             losses |= self._audio_losses(self._level_losses(hidden, steps, target, voiced), weights)
             losses["loss"] = losses["loss"] + weights.audio * losses["audio"]
         return losses

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import BadInput
 
-__all__ = ["SPLITS", "Exchange", "held_out", "number_word", "script", "texts"]
+__all__ = ["NAMES", "SPLITS", "Exchange", "held_out", "number_word", "script", "texts"]
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -62,48 +62,28 @@ _MONTHS = [
     "November",
     "December",
 ]
-_NAMES = [
-    "Anna",
-    "Ben",
-    "Clara",
-    "David",
-    "Emma",
-    "Frank",
-    "Grace",
-    "Henry",
-    "Ida",
-    "Jack",
-    "Kate",
-    "Leo",
-    "Mary",
-    "Nora",
-    "Oscar",
-    "Paul",
-    "Rose",
-    "Sam",
-    "Tina",
-    "Victor",
-    "Wendy",
-    "Adam",
-    "Bella",
-    "Carl",
-    "Diana",
-    "Eric",
-    "Fiona",
-    "George",
-    "Hannah",
-    "Ivan",
-    "Julia",
-    "Kevin",
-    "Lucy",
-    "Mark",
-    "Nina",
-    "Oliver",
-    "Peter",
-    "Rachel",
-    "Simon",
-    "Tom",
-]
+_NAMES = """
+    Anna Ben Clara David Emma Frank Grace Henry Ida Jack Kate Leo Mary Nora Oscar Paul Rose Sam Tina Victor Wendy
+    Adam Bella Carl Diana Eric Fiona George Hannah Ivan Julia Kevin Lucy Mark Nina Oliver Peter Rachel Simon Tom
+    Alan Albert Alex Alfred Alice Alison Amanda Amber Amy Andrea Andrew Angela Anita Ann Anthony Archie Arnold
+    Arthur Audrey Barbara Barry Becky Bernard Beth Betty Bill Bob Bonnie Brenda Brian Bridget Bruce Caleb Calvin
+    Cameron Carla Carmen Caroline Casey Cecil Charles Charlotte Chloe Chris Cindy Claire Claude Colin Connor Craig
+    Crystal Cynthia Daisy Dan Daniel Daphne Darren Dave Dawn Debbie Denise Dennis Derek Dominic Donald Donna Doris
+    Dorothy Douglas Duncan Dylan Edgar Edith Edward Eileen Elaine Eleanor Elena Eli Ella Ellen Elliot Elsa Emily
+    Erica Ernest Esther Ethan Eva Evan Faith Felix Flora Florence Fred Gabriel Gary Gavin Gemma Gerald Gina Gloria
+    Gordon Graham Greg Harold Harriet Harry Harvey Hazel Heather Helen Holly Hope Howard Hugo Ian Iris Irene Isaac
+    Isabel Jacob James Jamie Jane Janet Jason Jean Jeff Jenny Jeremy Jessica Jill Jim Joan Joe John Jordan Joseph
+    Josh Joy Joyce Judy Justin Karen Karl Kathy Keith Kelly Ken Kim Kirsty Laura Lauren Lee Lena Leonard Leslie
+    Lewis Liam Lily Linda Lisa Logan Louis Louise Luke Lydia Mabel Maggie Marcus Margaret Maria Marie Martha
+    Martin Mason Matthew Maud Max Megan Melissa Michael Mike Molly Monica Morgan Nancy Natalie Nathan Neil Nicole
+    Nigel Noah Norman Olga Olive Olivia Owen Pamela Patrick Paula Pauline Penny Phil Philip Phoebe Ralph Ray
+    Rebecca Rita Robert Robin Roger Ronald Rosie Roy Ruby Russell Ruth Ryan Sally Samuel Sandra Sara Scott Sean
+    Sharon Sheila Shirley Silvia Sophie Stanley Stella Stephen Steve Stuart Susan Sylvia Tanya Teresa Terry Thomas
+    Tim Timothy Toby Todd Tony Tracy Trevor Valerie Vanessa Vera Veronica Vincent Violet Walter Warren Wayne
+    William Zoe
+"""
+NAMES = tuple(_NAMES.split())
+_CONSONANTS, _VOWELS = "bcdfghjklmnprstvwyz", "aeiou"
 _COLOURS = {"grass": "green", "snow": "white", "coal": "black", "a lemon": "yellow", "blood": "red", "the sky": "blue",
             "a carrot": "orange", "milk": "white", "a tomato": "red", "the sea": "blue", "a banana": "yellow",
             "chocolate": "brown"}  # fmt: skip
@@ -172,16 +152,24 @@ def _say(rng: np.random.Generator, *ways: str) -> str:
     return ways[int(rng.integers(len(ways)))]
 
 
-def _greeting(rng: np.random.Generator, split: Split) -> Exchange:
-    name = _pick(rng, _NAMES, split)
+def _invented(rng: np.random.Generator) -> str:
+    """A name that nobody has: to copy it, its letters must be read."""
+    syllables = (f"{rng.choice(list(_CONSONANTS))}{rng.choice(list(_VOWELS))}" for _ in range(int(rng.integers(1, 4))))
+    last = rng.choice(["", *_CONSONANTS]) if rng.random() < 0.6 else ""
+    return ("".join(syllables) + str(last)).capitalize()
+
+
+def _greeting(rng: np.random.Generator, split: Split, exercise: bool = False) -> Exchange:
+    name = _invented(rng) if exercise and rng.random() < 0.5 else _pick(rng, NAMES, split)
     hello = _say(rng, "Hello,", "Hi,", "Good morning,", "Good evening,")
     user = (hello, _say(rng, f"my name is {name}.", f"I am {name}.", f"this is {name}."))
     return Exchange(user, f"Hello {name}, nice to meet you.", f"{name.lower()}", "greeting")
 
 
-def _sum(rng: np.random.Generator, split: Split) -> Exchange:
+def _sum(rng: np.random.Generator, split: Split, exercise: bool = False) -> Exchange:
+    most = 30 if exercise and rng.random() < 0.5 else 20
     while True:
-        a, b = int(rng.integers(1, 21)), int(rng.integers(1, 21))
+        a, b = (int(n) for n in rng.integers(1, most + 1, 2))
         if held_out(f"{a}+{b}") == (split == "test"):
             break
     minus = a >= b and rng.random() < 0.4
@@ -193,7 +181,7 @@ def _sum(rng: np.random.Generator, split: Split) -> Exchange:
     return Exchange(user, reply[0].upper() + reply[1:], answer, "arithmetic")
 
 
-def _calendar(rng: np.random.Generator, split: Split) -> Exchange:
+def _calendar(rng: np.random.Generator, split: Split, exercise: bool = False) -> Exchange:
     circle = _DAYS if rng.random() < 0.5 else _MONTHS
     kind = "day" if circle is _DAYS else "month"
     pairs = [f"{kind} {way} {name}" for way in ("after", "before") for name in circle]
@@ -204,7 +192,7 @@ def _calendar(rng: np.random.Generator, split: Split) -> Exchange:
     return Exchange(user, f"The {kind} {way} {name} is {right}.", f"{name.lower()} {right.lower()}", "calendar")
 
 
-def _repeat(rng: np.random.Generator, split: Split) -> Exchange:
+def _repeat(rng: np.random.Generator, split: Split, exercise: bool = False) -> Exchange:
     while True:
         said = " ".join(str(rng.choice(words)) for words in (_SUBJECTS, _ACTIONS, _PLACES))
         if held_out(said) == (split == "test"):
@@ -212,20 +200,20 @@ def _repeat(rng: np.random.Generator, split: Split) -> Exchange:
     return Exchange(("Repeat after me,", f"{said}."), f"{said[0].upper()}{said[1:]}.", said, "repeat")
 
 
-def _colour(rng: np.random.Generator, split: Split) -> Exchange:
+def _colour(rng: np.random.Generator, split: Split, exercise: bool = False) -> Exchange:
     thing = str(rng.choice(list(_COLOURS)))
     user = (_say(rng, "What colour is", "Tell me, what colour is"), f"{thing}?")
     return Exchange(user, f"{thing[0].upper()}{thing[1:]} is {_COLOURS[thing]}.", _COLOURS[thing], "colour")
 
 
-def _fact(rng: np.random.Generator, split: Split) -> Exchange:
+def _fact(rng: np.random.Generator, split: Split, exercise: bool = False) -> Exchange:
     thing = str(rng.choice(list(_FACTS)))
     right = _FACTS[thing]
     user = (_say(rng, "What is", "Do you know what is"), f"{thing}?")
     return Exchange(user, f"{thing[0].upper()}{thing[1:]} is {right}.", right.split()[-1].lower(), "fact")
 
 
-def _story(rng: np.random.Generator, split: Split) -> Exchange:
+def _story(rng: np.random.Generator, split: Split, exercise: bool = False) -> Exchange:
     story = _STORIES[int(rng.integers(len(_STORIES)))]
     any_of_them = "|".join(each.lower().split()[1] for each in _STORIES)  # the question does not say which
     return Exchange(
@@ -240,7 +228,7 @@ def _again(rng: np.random.Generator, last: Exchange) -> Exchange:
     return replace(last, parts=("Slower, please.",), topic="slower", speed=SLOWER)
 
 
-_TOPICS: tuple[tuple[Callable[[np.random.Generator, Split], Exchange], float], ...] = (
+_TOPICS: tuple[tuple[Callable[[np.random.Generator, Split, bool], Exchange], float], ...] = (
     (_sum, 0.28),
     (_calendar, 0.16),
     (_repeat, 0.16),
@@ -257,15 +245,21 @@ AGAIN = 0.15
 BACKCHANNELS = ("Right.", "Yes.", "Okay.", "I see.")
 
 
-def script(seed: int, split: Split, turns: int = 4) -> list[Exchange]:
+def script(seed: int, split: Split, turns: int = 4, exercise: bool = False) -> list[Exchange]:
     """A conversation: a greeting, `turns` questions (some answers are asked for again), a goodbye. The same
-    seed gives the same."""
+    seed gives the same.
+
+    Args:
+        exercise: for reading and writing only: some names are made up and some sums are larger, so that to copy and to
+            add is learnt, where a table could be learnt by heart.
+    """
     if split not in SPLITS:
         raise BadInput(f"no split {split!r}: {' or '.join(SPLITS)}")
     rng = np.random.default_rng([seed, SPLITS.index(split)])
     chosen = rng.choice(len(_TOPICS), size=turns, p=[weight for _, weight in _TOPICS])
     said: list[Exchange] = []
-    for exchange in (_greeting(rng, split), *[_TOPICS[int(i)][0](rng, split) for i in chosen]):
+    for ask in (_greeting, *[_TOPICS[int(i)][0] for i in chosen]):
+        exchange = ask(rng, split, exercise)
         said.append(exchange)
         if not exchange.long and rng.random() < AGAIN:
             said.append(_again(rng, exchange))
@@ -273,5 +267,8 @@ def script(seed: int, split: Split, turns: int = 4) -> list[Exchange]:
 
 
 def texts(count: int = 2000, split: Split = "train") -> list[str]:
-    """What the assistant says in so many dialogues: for the vocabulary."""
-    return [e.reply for seed in range(count) for e in script(seed, split)] + [STOP.reply]
+    """What is said in so many dialogues, without the names: a vocabulary of these words spells names, so that a name
+    which it never met can be heard and said as well."""
+    said = [text for seed in range(count) for e in script(seed, split) for text in (e.user, e.reply)]
+    said += [STOP.user, STOP.reply, *BACKCHANNELS]
+    return [" ".join(w for w in text.split() if w.strip(".,?") not in NAMES) for text in said]

@@ -64,20 +64,18 @@ class Trainer:
 
     def run(self) -> None:
         """Trains to the end, saving every `save_every` steps and at the end."""
-        recipe, sums, count, since = self.recipe, {}, 0, time.monotonic()
+        recipe, rows, since = self.recipe, [], time.monotonic()
         with self._progress() as bar:
             job = bar.add_task(recipe.name, total=recipe.steps, completed=self.step)
             while self.step < recipe.steps and not self.stopped:
-                for name, value in self._one_step().items():
-                    sums[name] = sums.get(name, 0.0) + value
+                rows.append(self._one_step())
                 self.step += 1
-                count += 1
                 bar.advance(job)
                 if self.step % recipe.log_every == 0 or self.step == recipe.steps:
                     # Not `log_every`: the last row, and the first after a resume, may cover fewer steps.
-                    seconds = (time.monotonic() - since) / count
-                    self._log({k: v / count for k, v in sums.items()} | {"seconds": seconds})
-                    sums, count, since = {}, 0, time.monotonic()
+                    seconds = (time.monotonic() - since) / len(rows)
+                    self._log(_means(rows) | {"seconds": seconds})
+                    rows, since = [], time.monotonic()
                 if self.step % recipe.save_every == 0 or self.step == recipe.steps:
                     self.save()
         self.accelerator.wait_for_everyone()
@@ -148,8 +146,9 @@ class Trainer:
         row = {"step": self.step, "lr": self.optimizer.param_groups[0]["lr"], **row}
         path = self.out / "log.csv"
         fresh = not path.exists()
+        columns = list(row) if fresh else path.read_text().splitlines()[0].split(",")
         with open(path, "a", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(row))
+            writer = csv.DictWriter(file, fieldnames=columns, extrasaction="ignore")
             if fresh:
                 writer.writeheader()
             writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
@@ -157,6 +156,12 @@ class Trainer:
     def _progress(self) -> Progress:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         return Progress(*columns, disable=not self.accelerator.is_main_process)
+
+
+def _means(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Of each loss over the steps that had it: a task may have steps of several kinds."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
 
 
 def learning_rate(optimizer: Optimizer, step: int, steps: int) -> float:

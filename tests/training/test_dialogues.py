@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from quaver.codecs.native import XCodec, XCodecConfig
 from quaver.dialogue.loading import load_duplex
-from quaver.errors import BadInput, CorruptFile, MissingFile
+from quaver.errors import BadInput, ConfigError, CorruptFile, MissingFile
 from quaver.evaluation.duplex import Event, activity, score
 from quaver.evaluation.duplex_run import run_duplex
 from quaver.training.dialogue_audio import DialogueRow, load_dialogues, make_dialogues, read_channels
-from quaver.training.dialogues import held_out, number_word, script, texts
-from quaver.training.loop import Trainer
+from quaver.training.dialogues import NAMES, held_out, number_word, script, texts
+from quaver.training.loop import Trainer, _means
 from quaver.training.recipe import Recipe
 from quaver.training.tasks import build_task
 from quaver.training.teachers import TeacherSpec
+from quaver.training.written_dialogues import written_dialogue
 
 from ..dialogue.tiny import CODEC
 
@@ -138,13 +142,18 @@ def recipe(corpus: Path, codec: Path, **changes: object) -> Recipe:
     return Recipe.model_validate(raw | changes)
 
 
-def test_the_task_trains_and_its_folder_talks(corpus: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    codec = tmp_path / "codec"
-    codec.mkdir()
+    folder = tmp_path_factory.mktemp("codec")
     config = XCodecConfig.model_validate({**CODEC, "hop": 240, "n_fft": 960})
-    save_file(XCodec(config).state_dict(), codec / "model.safetensors")
-    (codec / "config.json").write_text(config.model_dump_json()[:-1] + ', "kind": "codec"}')
+    save_file(XCodec(config).state_dict(), folder / "model.safetensors")
+    (folder / "config.json").write_text(config.model_dump_json()[:-1] + ', "kind": "codec"}')
+    return folder
+
+
+def test_the_task_trains_and_its_folder_talks(corpus: Path, codec: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
     task = build_task(recipe(corpus, codec))
     codes = task.batch(np.random.default_rng(0), 0)["codes"]
     assert codes.shape == (4, 5, 50)
@@ -174,3 +183,55 @@ def test_the_vocabulary_covers_what_the_assistant_says() -> None:
     vocabulary = PieceVocabulary.of_texts(texts(300), 420)
     tokens = [len(vocabulary.encode(w)) for t in texts(300, "test") for w in t.split()]
     assert np.mean(np.array(tokens) == 1) > 0.9  # held-out names are spelled
+
+
+def test_exercises_hold_names_that_nobody_has_and_sums_that_no_voice_spoke() -> None:
+    spoken = [e for s in range(400) for e in script(s, "train")]
+    written = [e for s in range(400) for e in script(s, "train", exercise=True)]
+    names = {e.answer for e in written if e.topic == "greeting"}
+    assert {n.lower() for n in NAMES} & names
+    assert len(names - {n.lower() for n in NAMES}) > 50
+    assert not names & {n.lower() for n in NAMES if held_out(n)}
+    sums = {e.reply for e in written if e.topic == "arithmetic"}
+    assert any(r.startswith("Twenty nine plus") for r in sums)
+    assert not any(e.reply.startswith("Twenty nine") for e in spoken)
+
+
+@given(st.integers(0, 2**31), st.floats(0.5, 30))
+def test_a_written_dialogue_answers_after_each_question(seed: int, seconds: float) -> None:
+    user, own = written_dialogue(np.random.default_rng(seed), seconds)
+    said = sorted(user + own, key=lambda w: w[1])
+    assert all(a[2] <= b[1] + 1e-6 for a, b in pairwise(said))  # nobody interrupts on paper
+    assert max(end for _, _, end in said) >= seconds - 1.4  # the last pause counts
+    assert said[0] == user[0]
+    assert said[-1] == own[-1]
+
+
+def test_written_batches_train_the_answers_and_no_sound(corpus: Path, codec: Path, tmp_path: Path) -> None:
+    plain = recipe(corpus, codec)
+    options = {**plain.options, "written": 0.5}
+    with pytest.raises(ConfigError, match="heard_input"):
+        build_task(recipe(corpus, codec, options=options))
+    model = {**plain.model, "heard": 4, "heard_input": True}
+    settings = recipe(corpus, codec, options=options, model=model, log_every=4)
+    task = build_task(settings)
+    batches = [task.batch(np.random.default_rng(seed), 0) for seed in range(20)]
+    paper = [b for b in batches if "record" in b]
+    assert 0 < len(paper) < 20
+    for batch in paper:
+        assert bool((batch["codes"][:, 1:] == -1).all())
+        assert bool((batch["codes"][:, 0] > 1).any())
+        assert bool((batch["record"] > 1).any())
+    losses = task.network(paper[0], 0)
+    assert set(losses) == {"loss", "written"}
+    losses["loss"].backward()
+    grads = {name for name, p in task.network.named_parameters() if p.grad is not None and bool(p.grad.any())}
+    assert any("heard_table" in name for name in grads)
+    assert not any("depth" in name or "heard_head" in name for name in grads)
+    Trainer(task, settings, tmp_path / "run").run()
+    header, *rows = (tmp_path / "run" / "log.csv").read_text().splitlines()
+    assert all(line.count(",") == header.count(",") for line in rows)
+
+
+def test_a_log_row_is_the_mean_over_the_steps_that_had_the_loss() -> None:
+    assert _means([{"loss": 1.0, "text": 4.0}, {"loss": 3.0, "written": 2.0}]) == {"loss": 2, "text": 4, "written": 2}

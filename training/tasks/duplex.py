@@ -23,6 +23,7 @@ from ..corpus import beside
 from ..dialogue_audio import DialogueRow, load_dialogues, read_channels
 from ..dialogues import texts
 from ..recipe import Recipe, start_from
+from ..written_dialogues import written_dialogue
 
 __all__ = ["DuplexTask"]
 
@@ -35,6 +36,8 @@ class Options(BaseModel):
     own_absent, user_absent: shares of crops in which that speaker's voice is hidden from the model and its loss
         (1 for the user makes a synthesizer, 1 for the model's own voice a recogniser).
     voiced: share of the frames on whose codes the depth transformer is trained, drawn anew for every batch.
+    written: share of the batches that have no sound, only words of both speakers (`training.written_dialogues`); for a
+        model that reads its own record of what it heard.
     replace: share of the past frames of the model's own voice whose codes are drawn at random, and of the words that it
         has written down of the user's (history corruption).
     """
@@ -49,6 +52,7 @@ class Options(BaseModel):
     own_absent: float = Field(default=0.0, ge=0, le=1)
     user_absent: float = Field(default=0.0, ge=0, le=1)
     voiced: float = Field(default=1.0, gt=0, le=1)
+    written: float = Field(default=0.0, ge=0, lt=1)
     replace: float = Field(default=0.05, ge=0, le=1)
 
 
@@ -70,6 +74,8 @@ class DuplexTask:
         if recipe.init is not None and self.options.text_of == "user" and self.settings.heard is not None:
             # Such a text is what the second head of a dialogue model writes already.
             self.model.text_head.load_state_dict(self.model.heard_head.state_dict())
+        if self.options.written and not self.settings.heard_input:
+            raise ConfigError("written dialogues need a model that reads its record (model.heard_input: true)")
         self.network = _Network(self.model, self.options)
         self.rows, weights = [], []
         for source in recipe.data:
@@ -111,9 +117,21 @@ class DuplexTask:
         return codes
 
     def batch(self, rng: np.random.Generator, step: int) -> dict[str, Tensor]:
+        """`codes[crop, stream, frame]` and what the user says `heard[crop, frame]`; of a batch that is only written,
+        `record` in its place: words that are read, and not there to be found."""
+        if rng.random() < self.options.written:
+            crops = [self._exercise(rng) for _ in range(self.crops)]
+            return {"codes": torch.stack([c for c, _ in crops]), "record": torch.stack([h for _, h in crops])}
         picked = rng.choice(len(self.rows), size=self.crops, p=self.weights)
         crops = [self._crop(int(i), rng) for i in picked]
         return {"codes": torch.stack([c for c, _ in crops]), "heard": torch.stack([h for _, h in crops])}
+
+    def _exercise(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Streams `[stream, frame]` of which only the text is there, and the user's words `[frame]`."""
+        user, own = written_dialogue(rng, self.options.crop)
+        heard, text = (monologue(words, self.frames, self.spec.rate, self.vocabulary) for words in (user, own))
+        silent = torch.full((self.settings.own + self.settings.user, self.frames), self.model.nothing)
+        return torch.cat([text[None], silent]), heard
 
     def _crop(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Streams `[stream, frame]` and the user's words `[frame]`, LongTensors; `nothing` past the dialogue's end."""
@@ -167,6 +185,9 @@ class _Network(nn.Module):
 
     def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         codes = batch["codes"]
+        if (record := batch.get("record")) is not None:
+            losses = self.model.loss(codes, self.options.loss, misheard=self._misheard(record), sound=False)
+            return {"loss": losses["loss"], "written": losses["text"]}
         share = self.options.voiced
         voiced = torch.rand(codes.shape[0], codes.shape[-1], device=codes.device) < share if share < 1 else None
         heard = batch["heard"]

@@ -1,0 +1,47 @@
+"""Dialogues that are only written: both speakers' words with times, and no sound.
+
+A small model that hears the words right may still answer wrong: a rendered corpus holds each sum and each name a few
+times only. On paper the same grammar is as large as one likes, so that what follows from what was heard is learnt there
+(text-only batches, as Moshi takes for half of its steps: Défossez et al. 2024, section 4.2).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..dialogue.monologue import TimedWord
+from .dialogues import Split, script
+
+__all__ = ["written_dialogue"]
+
+LETTER = (0.025, 0.075)
+"""Seconds that a letter takes: from hurried, so that an exercise holds more questions, to as fast as the voices."""
+
+
+def written_dialogue(
+    rng: np.random.Generator, seconds: float, split: Split = "train"
+) -> tuple[list[TimedWord], list[TimedWord]]:
+    """The user's and the assistant's words with times in seconds, for at least so many seconds (the pause
+    after the last answer is one of them)."""
+    user: list[TimedWord] = []
+    own: list[TimedWord] = []
+    letter, now = rng.uniform(*LETTER), rng.uniform(0, 0.5)
+    while now < seconds:
+        exchanges = script(int(rng.integers(2**31)), split, turns=4, exercise=True)
+        for exchange in exchanges:
+            if exchange.long:
+                continue
+            now = _said(user, exchange.user, now, letter)
+            pause = rng.uniform(0.24, 0.4)
+            now = _said(own, exchange.reply, now + pause, letter)
+            now += rng.uniform(0.2, 1.4) * letter / LETTER[1]
+    return user, own
+
+
+def _said(words: list[TimedWord], text: str, now: float, letter: float) -> float:
+    """Adds the words of a text from a time on; when it is said."""
+    for word in text.split():
+        end = now + (len(word) + 1) * letter
+        words.append((word, now, end))
+        now = end
+    return now
