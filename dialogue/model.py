@@ -161,6 +161,8 @@ class DuplexModel(StreamingModule):
             self._build_depth(config)
         for table in (m for m in self.modules() if isinstance(m, nn.Embedding)):
             nn.init.normal_(table.weight, std=0.3)
+        if config.heard_input:  # a word is the same word, whoever says it: to copy it is then soon learnt
+            self.heard_table.weight.data.copy_(self.text_table.weight[:-1])
         self.register_ids()
 
     def register_ids(self, device: torch.device | str | None = None) -> None:

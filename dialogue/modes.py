@@ -36,6 +36,7 @@ class RecogniserBatch(DuplexBatch):
     """Hears, and writes down the words late (`DuplexFrame.text`); it has no voice, its audio is silence."""
 
     speaks = False
+    hears = False  # its text is the record of the user
 
     def _draw_codes(self, hidden: Tensor, text: Tensor, uniform: Tensor, begun: Tensor) -> Tensor:
         own = begun[:, 1 : 1 + self.model.config.own]
@@ -49,6 +50,8 @@ class RecogniserBatch(DuplexBatch):
 
 class SynthesizerBatch(DuplexBatch):
     """Speaks what is written for it (`write`); what it is given to hear is not heard."""
+
+    hears = False
 
     def _new_state(self) -> State:
         state = super()._new_state()
@@ -67,9 +70,6 @@ class SynthesizerBatch(DuplexBatch):
     def _encode(self, audio: Tensor) -> tuple[Tensor, Tensor]:
         absent = torch.full((self.slots, self.model.config.user, 1), self.model.nothing, device=self.device)
         return absent, torch.ones(self.slots, dtype=torch.long, device=self.device)
-
-    def _heard(self, hidden: Tensor) -> Tensor:
-        return torch.full((self.slots,), self.model.nothing, device=self.device)
 
     def _draw_text(self, hidden: Tensor, uniform: Tensor) -> Tensor:
         """PAD, EPAD or "a word": the model's choice; which word: the text's."""

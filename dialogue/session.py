@@ -77,6 +77,8 @@ class DuplexBatch:
 
     speaks = True
     """Whether it has a voice (`modes.RecogniserBatch` has none)."""
+    hears = True
+    """Whether it writes down what the user says beside its text (where the model has that head)."""
 
     def __init__(
         self, model: DuplexModel, codec: Codec, vocabulary: Vocabulary, slots: int = 1, *, recorded: bool = False
@@ -246,8 +248,10 @@ class DuplexBatch:
 
     def _heard(self, hidden: Tensor) -> Tensor:
         """What the user said: the likeliest token, since it is a record and not an utterance."""
+        if not self.hears:
+            return torch.full((self.slots,), self.model.nothing, device=self.device)
         if self.model.config.heard is None:
-            return torch.full((self.slots,), self.model.config.pad)
+            return torch.full((self.slots,), self.model.config.pad, device=self.device)
         return self.model.heard_head(hidden).argmax(-1)
 
     def _column(self, tokens: Tensor, at: Tensor) -> Tensor:

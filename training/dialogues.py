@@ -221,6 +221,18 @@ def _story(rng: np.random.Generator, split: Split, exercise: bool = False) -> Ex
     )
 
 
+def _recite(rng: np.random.Generator, split: Split, exercise: bool = False) -> Exchange:
+    """What follows what: days, months, numbers."""
+    kind, circle = [("days", _DAYS), ("months", _MONTHS), ("numbers", [number_word(n) for n in range(61)])][
+        int(rng.choice(3, p=[0.3, 0.3, 0.4]))
+    ]
+    first = int(rng.integers(len(circle) - (3 if kind == "numbers" else 0)))
+    series = [circle[(first + i) % len(circle)] for i in range(int(rng.integers(2, 5)))]
+    user = ("Say the", f"{kind} from {series[0]} to {series[-1]}.")
+    said = ", ".join(series)
+    return Exchange(user, f"{said[0].upper()}{said[1:]}.", said.replace(",", "").lower(), "recite")
+
+
 def _again(rng: np.random.Generator, last: Exchange) -> Exchange:
     """The last answer once more, as it is asked for: what is right depends on what was said before."""
     if rng.random() < 0.5:
@@ -236,6 +248,7 @@ _TOPICS: tuple[tuple[Callable[[np.random.Generator, Split, bool], Exchange], flo
     (_fact, 0.12),
     (_story, 0.16),
 )
+_EXERCISES = (*_TOPICS[:-1], (_recite, 0.16))
 BYE = Exchange(("Goodbye.",), "Goodbye.", "goodbye|bye", "goodbye")
 STOP = Exchange(("Stop, please.",), "Okay.", "okay|ok", "stop")
 LOUDER, SLOWER = 6.0, 0.75
@@ -250,15 +263,17 @@ def script(seed: int, split: Split, turns: int = 4, exercise: bool = False) -> l
     seed gives the same.
 
     Args:
-        exercise: for reading and writing only: some names are made up and some sums are larger, so that to copy and to
-            add is learnt, where a table could be learnt by heart.
+        exercise: for reading and writing only: some names are made up, some sums are larger, and series of days and
+            numbers are said in the place of stories, so that to copy and to count is learnt, where a table could be
+            learnt by heart.
     """
     if split not in SPLITS:
         raise BadInput(f"no split {split!r}: {' or '.join(SPLITS)}")
     rng = np.random.default_rng([seed, SPLITS.index(split)])
-    chosen = rng.choice(len(_TOPICS), size=turns, p=[weight for _, weight in _TOPICS])
+    topics = _EXERCISES if exercise else _TOPICS
+    chosen = rng.choice(len(topics), size=turns, p=[weight for _, weight in topics])
     said: list[Exchange] = []
-    for ask in (_greeting, *[_TOPICS[int(i)][0] for i in chosen]):
+    for ask in (_greeting, *[topics[int(i)][0] for i in chosen]):
         exchange = ask(rng, split, exercise)
         said.append(exchange)
         if not exchange.long and rng.random() < AGAIN:

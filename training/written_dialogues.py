@@ -14,8 +14,8 @@ from .dialogues import Split, script
 
 __all__ = ["written_dialogue"]
 
-LETTER = (0.025, 0.075)
-"""Seconds that a letter takes: from hurried, so that an exercise holds more questions, to as fast as the voices."""
+LETTER = (0.012, 0.075)
+"""Seconds that a letter takes: from hurried, so that an exercise holds more questions, to as slow as the voices."""
 
 
 def written_dialogue(
@@ -25,16 +25,16 @@ def written_dialogue(
     after the last answer is one of them)."""
     user: list[TimedWord] = []
     own: list[TimedWord] = []
-    letter, now = rng.uniform(*LETTER), rng.uniform(0, 0.5)
+    letter, now = float(np.exp(rng.uniform(*np.log(LETTER)))), rng.uniform(0, 0.5)
+    slow = letter / LETTER[1]
     while now < seconds:
         exchanges = script(int(rng.integers(2**31)), split, turns=4, exercise=True)
         for exchange in exchanges:
-            if exchange.long:
-                continue
             now = _said(user, exchange.user, now, letter)
-            pause = rng.uniform(0.24, 0.4)
+            # A model's record of the user is late by some frames: the faster the words, the more of them.
+            pause = rng.uniform(0.24, 0.4) + 0.15 * (1 - slow)
             now = _said(own, exchange.reply, now + pause, letter)
-            now += rng.uniform(0.2, 1.4) * letter / LETTER[1]
+            now += rng.uniform(0.3, 1.4) * slow
     return user, own
 
 

@@ -263,6 +263,16 @@ def test_the_loss_of_some_columns_is_that_of_all_when_all_are_named() -> None:
     torch.testing.assert_close(model.loss(codes, voiced=one)["levels"], wanted)
 
 
+def test_a_word_begins_as_the_same_word_whoever_says_it() -> None:
+    model = DuplexModel(tiny_config(heard=2, heard_input=True))
+    torch.testing.assert_close(model.heard_table.weight, model.text_table.weight[:-1])
+    record = torch.randint(12, (2, 14), generator=torch.Generator().manual_seed(3))
+    codes = random_codes(model, 2, 14)
+    alone = model.loss(codes, misheard=record, sound=False)
+    assert set(alone) == {"loss", "text"}  # a record that is read is not trained on
+    assert not torch.equal(alone["text"], model.loss(codes, sound=False)["text"])
+
+
 def test_what_was_written_down_is_an_input_of_the_next_column() -> None:
     model = tiny_model(5, heard=2, heard_input=True)
     codes = random_codes(model, 2, 14)

@@ -187,7 +187,7 @@ def test_the_vocabulary_covers_what_the_assistant_says() -> None:
 
 def test_exercises_hold_names_that_nobody_has_and_sums_that_no_voice_spoke() -> None:
     spoken = [e for s in range(400) for e in script(s, "train")]
-    written = [e for s in range(400) for e in script(s, "train", exercise=True)]
+    written = [e for s in range(2000) for e in script(s, "train", exercise=True)]
     names = {e.answer for e in written if e.topic == "greeting"}
     assert {n.lower() for n in NAMES} & names
     assert len(names - {n.lower() for n in NAMES}) > 50
@@ -195,6 +195,10 @@ def test_exercises_hold_names_that_nobody_has_and_sums_that_no_voice_spoke() -> 
     sums = {e.reply for e in written if e.topic == "arithmetic"}
     assert any(r.startswith("Twenty nine plus") for r in sums)
     assert not any(e.reply.startswith("Twenty nine") for e in spoken)
+    series = {e.reply for e in written if e.topic == "recite"}
+    assert {"Saturday, Sunday.", "Nineteen, twenty, twenty one."} <= series
+    assert not any(e.topic == "recite" for e in spoken)
+    assert not any(e.long for e in written)
 
 
 @given(st.integers(0, 2**31), st.floats(0.5, 30))

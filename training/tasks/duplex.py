@@ -28,6 +28,10 @@ from ..written_dialogues import written_dialogue
 __all__ = ["DuplexTask"]
 
 
+PAPER_PADDING = 0.1
+"""Weight of PAD and EPAD in a batch that is only written."""
+
+
 class Options(BaseModel):
     """Attributes:
     codec: whose codes the model speaks; a bundled name or a folder.
@@ -186,12 +190,16 @@ class _Network(nn.Module):
     def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         codes = batch["codes"]
         if (record := batch.get("record")) is not None:
-            losses = self.model.loss(codes, self.options.loss, misheard=self._misheard(record), sound=False)
+            # When a word is written is chance here, and which word is not.
+            weights = self.options.loss.model_copy(update={"padding": PAPER_PADDING})
+            losses = self.model.loss(codes, weights, misheard=self._misheard(record), sound=False)
             return {"loss": losses["loss"], "written": losses["text"]}
         share = self.options.voiced
         voiced = torch.rand(codes.shape[0], codes.shape[-1], device=codes.device) < share if share < 1 else None
         heard = batch["heard"]
-        losses = self.model.loss(codes, self.options.loss, self._corrupted(codes), heard, voiced, self._misheard(heard))
+        # A recogniser's text is its record: to read the other would be to copy.
+        record = self._misheard(heard) if self.options.text_of == "own" else torch.full_like(heard, self.model.nothing)
+        losses = self.model.loss(codes, self.options.loss, self._corrupted(codes), heard, voiced, record)
         levels = losses.pop("levels", None)
         return losses if levels is None else {**losses, "semantic": levels[0], "acoustic": levels[1:].mean()}
 
