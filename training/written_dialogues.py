@@ -14,7 +14,7 @@ from .dialogues import Split, script
 
 __all__ = ["written_dialogue"]
 
-LETTER = (0.012, 0.075)
+LETTER = (0.01, 0.075)
 """Seconds that a letter takes: from hurried, so that an exercise holds more questions, to as slow as the voices."""
 
 
@@ -28,7 +28,7 @@ def written_dialogue(
     letter, now = float(np.exp(rng.uniform(*np.log(LETTER)))), rng.uniform(0, 0.5)
     slow = letter / LETTER[1]
     while now < seconds:
-        exchanges = script(int(rng.integers(2**31)), split, turns=4, exercise=True)
+        exchanges = script(int(rng.integers(2**31)), split, turns=8, exercise=True)
         for exchange in exchanges:
             now = _said(user, exchange.user, now, letter)
             # A model's record of the user is late by some frames: the faster the words, the more of them.
