@@ -248,7 +248,7 @@ _TOPICS: tuple[tuple[Callable[[np.random.Generator, Split, bool], Exchange], flo
     (_fact, 0.12),
     (_story, 0.16),
 )
-_EXERCISES = ((_sum, 0.5), (_calendar, 0.18), (_recite, 0.1), (_repeat, 0.1), (_colour, 0.06), (_fact, 0.06))
+_EXERCISES = ((_sum, 0.6), (_calendar, 0.1), (_recite, 0.1), (_repeat, 0.08), (_colour, 0.06), (_fact, 0.06))
 """On paper: most of what takes most practice."""
 BYE = Exchange(("Goodbye.",), "Goodbye.", "goodbye|bye", "goodbye")
 STOP = Exchange(("Stop, please.",), "Okay.", "okay|ok", "stop")
